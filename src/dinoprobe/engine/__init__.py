@@ -1,0 +1,12 @@
+"""The one path from samples to features, shared by the command line, Python and the server.
+
+Threads read, hash and decode ahead. On a CPU as many threads encode, a batch each; on a GPU the
+calling thread does. Threads suffice because the decoders and torch release the interpreter lock
+(1.9 times on two threads), and they cost no copies and no forks. Memory is bounded by the images in
+flight: two batches, two images a worker, and on a CPU a batch a worker and one more.
+"""
+
+from dinoprobe.engine.embedding import Embedding, embed, write_failures
+from dinoprobe.engine.pipeline import Encoded, EncoderLike, encode
+
+__all__ = ["Embedding", "Encoded", "EncoderLike", "embed", "encode", "write_failures"]

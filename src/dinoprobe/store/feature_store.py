@@ -1,0 +1,199 @@
+"""The store on Lance: where things lie, and its five verbs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, final
+
+from dinoprobe.errors import ConfigurationError
+from dinoprobe.store.commits import (
+    append_table,
+    compact_dataset,
+    load_lance,
+    open_dataset,
+    reported,
+)
+from dinoprobe.store.tables import (
+    DESCRIPTION_KEY,
+    FEATURE_COLUMNS,
+    Prefixes,
+    checked,
+    collect,
+    digest,
+    dimension,
+    entries_of,
+    feature_table,
+    manifest_table,
+    matching,
+    prefixes,
+    verified,
+)
+from dinoprobe.store.values import Entry, KnownHashes, Rows, Verification
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+_TAKE_ROWS = 1 << 15
+_SUPERSEDED_ROWS = 10_000
+
+
+@final
+class FeatureStore:
+    """Features and manifests at a local path or an object-store URI (s3://, gs://, az://).
+
+    Safe for several threads and processes at once. `uri` None means the user's cache, which
+    `DINOPROBE_CACHE` moves. Nothing is opened or made before the first call.
+    """
+
+    def __init__(self, uri: str | os.PathLike[str] | None = None) -> None:
+        text = default_uri() if uri is None else os.fspath(uri)
+        if text.startswith("memory:"):
+            raise ConfigurationError(
+                f"{text}: Lance forgets a memory: store between two calls. "
+                "Expected a path or an object-store URI. Use store=None to keep nothing."
+            )
+        self.uri = text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute())
+
+    def known(self, fingerprint: str) -> KnownHashes:
+        """The hashes that have a row. Reads 32 bytes a row; keeps 8."""
+        path = self._features(fingerprint)
+        with reported(path):
+            return Prefixes(prefixes(open_dataset(path)))
+
+    def get(self, fingerprint: str, hashes: Iterable[str]) -> Rows:
+        """The sound rows of these hashes; absent and damaged ones are left out.
+
+        Scans the hashes (32 bytes a row) and then picks the rows, or scans all where that is less.
+        """
+        import numpy as np
+
+        path, wanted = self._features(fingerprint), {digest(name) for name in hashes}
+        with reported(path):
+            dataset = open_dataset(path)
+            if dataset is None or not wanted:
+                return Rows({}, np.empty((0, dimension(dataset)), np.float32))
+            positions = matching(prefixes(dataset), wanted)
+            return collect(_read(dataset, positions), wanted, len(positions), dimension(dataset))
+
+    def append(
+        self,
+        fingerprint: str,
+        hashes: Sequence[str],
+        X: npt.NDArray[np.float32],
+        *,
+        description: Mapping[str, object] | None = None,
+    ) -> None:
+        """Add one row of `X`, `(n, d)`, for each content hash: all of them or none.
+
+        `description` says what the fingerprint stands for and is kept by whoever writes first.
+        Raises MismatchError where the store's rows have another length, NonFiniteError for NaN or
+        infinity, StoreError where nothing can be written.
+        """
+        rows = checked(hashes, X)
+        if not len(rows):
+            return
+        path = self._features(fingerprint)
+        with reported(path, size_bytes=rows.nbytes):
+            append_table(path, feature_table([digest(name) for name in hashes], rows, description))
+
+    def describe(self, fingerprint: str) -> dict[str, Any]:
+        """What the first writer said of this fingerprint, or an empty dictionary."""
+        path = self._features(fingerprint)
+        with reported(path):
+            dataset = open_dataset(path)
+            metadata = (dataset.schema.metadata or {}) if dataset is not None else {}
+            return cast("dict[str, Any]", json.loads(metadata.get(DESCRIPTION_KEY, b"{}")))
+
+    def verify(self, fingerprint: str) -> Verification:
+        """Read every row and check it. Raises StoreError where Lance itself can not read."""
+        path = self._features(fingerprint)
+        with reported(path):
+            dataset = open_dataset(path)
+            batches = () if dataset is None else dataset.to_batches(columns=FEATURE_COLUMNS)
+            return verified(batches)
+
+    def manifest(self, fingerprint: str, dataset_uri: str) -> dict[str, Entry]:
+        """The last entry of each key that was recorded for this dataset."""
+        path = self._manifest(fingerprint, dataset_uri)
+        with reported(path):
+            dataset = open_dataset(path)
+            return {} if dataset is None else entries_of(dataset.to_table())
+
+    def record(self, fingerprint: str, dataset_uri: str, entries: Sequence[Entry]) -> None:
+        """Add entries, all or none. Append the features they speak of before."""
+        if not entries:
+            return
+        path = self._manifest(fingerprint, dataset_uri)
+        with reported(path):
+            append_table(path, manifest_table(entries))
+
+    def compact(self, fingerprint: str, dataset_uri: str | None = None) -> None:
+        """Join small fragments and drop versions older than an hour.
+
+        Safe beside other writers and under a kill: it is one more commit, and where another writer
+        wins the race this one gives up until the next time. Superseded manifest rows go when they
+        outnumber the others; an entry that another writer adds in that moment may be lost, which
+        costs one reading of that file.
+        """
+        paths = [self._features(fingerprint)]
+        if dataset_uri is not None:
+            paths.append(self._manifest(fingerprint, dataset_uri))
+            self._rewrite_manifest(paths[1])
+        for path in paths:
+            with reported(path):
+                compact_dataset(open_dataset(path))
+
+    def _rewrite_manifest(self, path: str) -> None:
+        with reported(path):
+            dataset = open_dataset(path)
+            if dataset is None or dataset.count_rows() < _SUPERSEDED_ROWS:
+                return
+            entries = entries_of(dataset.to_table())
+            if len(entries) * 2 < dataset.count_rows():
+                load_lance().write_dataset(
+                    manifest_table(list(entries.values())), path, mode="overwrite"
+                )
+
+    def _features(self, fingerprint: str) -> str:
+        if not re.fullmatch(r"[0-9a-f]{8,128}", fingerprint):
+            raise ConfigurationError(
+                f"fingerprint {fingerprint!r}: expected 8 to 128 digits of lower-case hex. "
+                "Pass encoder.fingerprint."
+            )
+        return f"{self.uri}/{fingerprint}/features.lance"
+
+    def _manifest(self, fingerprint: str, dataset_uri: str) -> str:
+        digest = hashlib.sha256(dataset_uri.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+        folder = self._features(fingerprint).removesuffix("features.lance")
+        return f"{folder}manifest-{digest}.lance"
+
+
+def default_uri() -> str:
+    """The per-user place: DINOPROBE_CACHE, else XDG_CACHE_HOME/dinoprobe, else ~/.cache/dinoprobe.
+
+    The features lie in its folder `features`.
+    """
+    cache = os.environ.get("DINOPROBE_CACHE")
+    if not cache:
+        home = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+        cache = os.path.join(home, "dinoprobe")
+    return str(Path(cache).expanduser() / "features")
+
+
+def _read(dataset: Any, positions: npt.NDArray[np.intp]) -> Iterator[Any]:
+    """Batches with at least the rows at these positions: a scan where it is most of them, which
+    is 2.4 times as fast as picking.
+    """
+    if len(positions) * 3 > dataset.count_rows():
+        yield from dataset.to_batches(columns=FEATURE_COLUMNS)
+        return
+    for start in range(0, len(positions), _TAKE_ROWS):
+        chosen = positions[start : start + _TAKE_ROWS].tolist()
+        yield from dataset.take(chosen, columns=FEATURE_COLUMNS).to_batches()
