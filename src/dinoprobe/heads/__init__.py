@@ -1,0 +1,26 @@
+"""Heads on a feature matrix: scikit-learn estimators that know nothing of images.
+
+Importing this package imports torch and scikit-learn; callers do it inside functions.
+"""
+
+from dinoprobe.heads.base import Head, ProbeBase
+from dinoprobe.heads.linear import LinearProbe, LinearTraining
+from dinoprobe.heads.logistic import LogisticProbe
+from dinoprobe.heads.names import head_from_name
+from dinoprobe.heads.neighbors import KNNProbe
+from dinoprobe.heads.state import from_state, to_state
+from dinoprobe.heads.wrapped import SklearnProbe, sklearn_probe
+
+__all__ = [
+    "Head",
+    "KNNProbe",
+    "LinearProbe",
+    "LinearTraining",
+    "LogisticProbe",
+    "ProbeBase",
+    "SklearnProbe",
+    "from_state",
+    "head_from_name",
+    "sklearn_probe",
+    "to_state",
+]

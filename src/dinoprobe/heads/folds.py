@@ -1,0 +1,75 @@
+"""Which row validates in which fold. -1 means that a row is always trained on.
+
+Own dealing and not `StratifiedKFold`, which needs every class to have as many rows as there are
+folds: here a class with one row always trains, one with three rows takes part in three folds, and a
+class is never missing from a training part unless groups force it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dinoprobe.errors import HeadError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy.typing as npt
+
+    Codes = npt.NDArray[np.intp]
+
+
+def deal_folds(codes: Codes, groups: Sequence[Any] | None, fold_count: int, seed: int) -> Codes:
+    """A fold for each row, stratified by class; rows of one group share theirs.
+
+    `groups` may hold None: such a row is a group of its own. All -1 where no class has two groups.
+    """
+    units = group_codes(groups, len(codes))
+    leaders = np.unique(units, return_index=True)[1]
+    labels = codes[leaders]
+    counts = np.bincount(labels)
+    order = np.random.default_rng(seed).permutation(len(leaders))
+    order = order[np.argsort(labels[order], kind="stable")]
+    order = order[counts[labels[order]] > 1]
+    unit_folds = np.full(len(leaders), -1)
+    unit_folds[order] = np.arange(len(order)) % min(fold_count, max(len(order), 1))
+    return unit_folds[units].astype(np.intp)
+
+
+def group_codes(groups: Sequence[Any] | None, row_count: int) -> Codes:
+    """Codes `0 …` of groups in order of appearance; None stands alone."""
+    if groups is None:
+        return np.arange(row_count)
+    if len(groups) != row_count:
+        raise HeadError(
+            f"{len(groups)} groups for {row_count} rows of features; one for each row is needed."
+        )
+    known: dict[Any, int] = {}
+    keys = ((row,) if group is None else group for row, group in enumerate(groups))
+    return np.array([known.setdefault(key, len(known)) for key in keys], dtype=np.intp)
+
+
+def check_folds(folds: npt.ArrayLike, row_count: int) -> Codes:
+    """Given folds as integers `(n,)`, or HeadError."""
+    array = np.asarray(folds)
+    if array.shape != (row_count,) or array.dtype.kind not in "iu" or array.min() < -1:
+        raise HeadError(
+            f"folds is {array.dtype} of shape {array.shape}; expected {row_count} integers, one "
+            f"for each row of features: the fold a row validates in, or -1 to always train on it."
+        )
+    return array.astype(np.intp)
+
+
+def split_folds(folds: Codes, codes: Codes) -> Iterator[tuple[Codes, Codes]]:
+    """Rows to train on and rows to validate on, for each fold that can be judged.
+
+    Rows whose class is missing from the training part are left out of the validation part.
+    """
+    for fold in np.unique(folds[folds >= 0]):
+        train = np.flatnonzero(folds != fold)
+        present = np.unique(codes[train])
+        validation = np.flatnonzero((folds == fold) & np.isin(codes, present))
+        if len(present) > 1 and len(validation):
+            yield train, validation

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.exceptions import ConvergenceWarning
+
+from dinoprobe.errors import HeadError
+from dinoprobe.heads import LogisticProbe
+from dinoprobe.heads.folds import check_folds, deal_folds, group_codes, split_folds
+from dinoprobe.heads.solver import objective, prepare, solve_path, standardization
+
+
+def noisy(n=120, d=8, k=3, seed=0):
+    rng = np.random.default_rng(seed)
+    codes = np.arange(n) % k
+    X = rng.normal(size=(k, d))[codes] + 1.5 * rng.normal(size=(n, d))
+    return X.astype(np.float32), np.array([f"class {code}" for code in codes], dtype=object)
+
+
+class TestSelection:
+    def test_results_of_every_strength(self):
+        probe = LogisticProbe().fit(*noisy())
+        assert probe.cv_results_["C"].tolist() == pytest.approx(np.logspace(-4, 1.5, 12))
+        assert probe.cv_results_["accuracy"].shape == probe.cv_results_["log_loss"].shape == (12,)
+        assert probe.C_ in probe.cv_results_["C"]
+        assert probe.selection_.startswith("5 stratified folds")
+        assert probe.converged_
+        assert probe.n_iter_ >= 1
+
+    def test_most_accurate_then_smaller_log_loss(self):
+        probe = LogisticProbe(Cs=(10, 0.001, 0.1)).fit(*noisy())
+        results = probe.cv_results_
+        assert results["C"].tolist() == [0.001, 0.1, 10]
+        best = results["accuracy"] == results["accuracy"].max()
+        expected = results["C"][best][results["log_loss"][best].argmin()]
+        np.testing.assert_allclose(probe.C_, expected)
+
+    def test_given_strength_skips_selection(self):
+        probe = LogisticProbe(C=0.5).fit(*noisy())
+        assert (probe.C_, probe.selection_, probe.cv_results_) == (0.5, "given", None)
+
+    def test_given_folds_win(self):
+        X, y = noisy()
+        folds = np.where(np.arange(len(y)) < 90, -1, 0)
+        probe = LogisticProbe().fit(X, y, groups=["all"] * len(y), folds=folds)
+        assert probe.selection_.startswith("1 given fold")
+        held_out = LogisticProbe(C=probe.C_, tol=1e-6).fit(X[:90], y[:90])
+        best = list(probe.cv_results_["C"]).index(probe.C_)
+        accuracy = (held_out.predict(X[90:]) == y[90:]).mean()
+        assert probe.cv_results_["accuracy"][best] == pytest.approx(accuracy)
+
+    def test_says_when_at_the_edge(self):
+        probe = LogisticProbe(Cs=(1e-6, 1e-5)).fit(*noisy())
+        assert probe.selection_ == "5 stratified folds, at the edge of the path"
+
+    def test_one_sample_of_each_class(self):
+        X, y = noisy(n=3)
+        probe = LogisticProbe().fit(X, y)
+        assert probe.C_ == 0.1
+        assert "no class has rows to train and to validate" in probe.selection_
+
+    def test_one_class_with_a_single_sample(self):
+        X, y = noisy()
+        y[0] = "rare"
+        probe = LogisticProbe().fit(X, y)
+        assert probe.selection_.startswith("5 stratified folds")
+        assert "rare" in probe.classes_
+
+    def test_two_samples_of_each_class(self):
+        X, y = noisy(n=4, k=2)
+        assert LogisticProbe().fit(X, y).selection_.startswith("4 stratified folds")
+
+    def test_a_single_group(self):
+        X, y = noisy()
+        probe = LogisticProbe().fit(X, y, groups=["one"] * len(y))
+        assert probe.selection_.startswith("default")
+
+    def test_class_in_one_group_only(self):
+        X, y = noisy()
+        groups = np.where(y == "class 0", "g0", np.arange(len(y)).astype(str))
+        assert LogisticProbe().fit(X, y, groups=groups).classes_.shape == (3,)
+
+    def test_same_seed_same_head(self):
+        fits = [LogisticProbe(random_state=3).fit(*noisy()) for _ in range(2)]
+        assert np.array_equal(fits[0].coef_, fits[1].coef_)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"C": 0.0}, "positive, finite"),
+        ({"C": float("nan")}, "positive, finite"),
+        ({"Cs": ()}, "positive, finite"),
+        ({"Cs": (1, -1)}, r"\[-1.0, 1.0\]"),
+        ({"cv": 1}, "cv is 1; expected at least 2"),
+    ],
+)
+def test_wrong_options(options, message):
+    with pytest.raises(HeadError, match=message):
+        LogisticProbe(**options).fit(*noisy())
+
+
+def test_says_when_not_converged():
+    with pytest.warns(ConvergenceWarning, match="stopped after 2 iterations at C = 10"):
+        probe = LogisticProbe(C=10, max_iter=2).fit(*noisy())
+    assert not probe.converged_
+
+
+def test_separable_classes_converge_at_weak_regularisation():
+    X, y = noisy(n=40, d=200)
+    probe = LogisticProbe(C=1e4).fit(X, y)
+    assert probe.converged_
+    assert (probe.predict(X) == y).all()
+
+
+def test_standardisation_is_folded_in():
+    X, y = noisy()
+    factor = 10.0 ** np.arange(-3, 5)
+    shifted = (X * factor + 5 * factor).astype(np.float64)
+    plain, moved = LogisticProbe(C=0.1).fit(X, y), LogisticProbe(C=0.1).fit(shifted, y)
+    np.testing.assert_allclose(moved.predict_proba(shifted), plain.predict_proba(X), atol=1e-5)
+
+
+def test_nearly_constant_feature_is_not_blown_up():
+    X, y = noisy()
+    X[:, 0] = 1000 + np.float32(1e-4) * (np.arange(len(X)) % 2)
+    assert np.abs(LogisticProbe(C=10).fit(X, y).intercept_).max() < 1e4
+
+
+def test_standardization_of_constant_feature():
+    mean, scale = standardization(np.array([[3.0, 0.0], [3.0, 2.0]]))
+    assert mean.tolist() == [3, 1]
+    assert scale.tolist() == [1, 1]
+
+
+def test_more_features_than_rows_cost_no_more_axes():
+    X, y = noisy(n=20, d=100)
+    problem = prepare(X, np.unique(y, return_inverse=True)[1], 3)
+    assert problem.Z.shape == (20, 19)
+    np.testing.assert_allclose(problem.axes.T @ problem.axes, np.eye(19), atol=1e-10)
+
+
+def test_path_equals_single_solutions():
+    X, y = noisy(n=200)
+    problem = prepare(X, np.unique(y, return_inverse=True)[1], 3)
+    path = solve_path(problem, [0.01, 0.1, 1], tol=1e-6, max_iter=500)
+    for on_path in path:
+        alone = solve_path(problem, [on_path.C], tol=1e-6, max_iter=500)[0]
+        values = [objective(problem, s.C, s.weights, s.intercept) for s in (on_path, alone)]
+        assert values[0] == pytest.approx(values[1], rel=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    codes=st.lists(st.integers(0, 4), min_size=2, max_size=60),
+    fold_count=st.integers(2, 6),
+    seed=st.integers(0, 5),
+)
+def test_dealt_folds(codes, fold_count, seed):
+    codes = np.array(codes)
+    folds = deal_folds(codes, None, fold_count, seed)
+    counts = np.bincount(codes)
+    assert ((folds == -1) == (counts[codes] == 1)).all()
+    for code in np.unique(codes[folds >= 0]):
+        sizes = np.bincount(folds[codes == code], minlength=folds.max() + 1)
+        assert sizes.max() - sizes.min() <= 1
+    for train, validation in split_folds(folds, codes):
+        assert set(codes[validation]) <= set(codes[train])
+        assert not set(train) & set(validation)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from("abcdef") | st.none()), min_size=2))
+def test_groups_stay_together(rows):
+    codes, groups = np.array([code for code, _ in rows]), [group for _, group in rows]
+    folds = deal_folds(codes, groups, 3, 0)
+    units = group_codes(groups, len(rows))
+    assert all(len(set(folds[units == unit])) == 1 for unit in units)
+    assert len(set(units)) == len(set(groups) - {None}) + groups.count(None)
+
+
+@pytest.mark.parametrize("folds", [[0, 1], [0.0, 1.0, 2.0], [0, 1, -2], ["a", "b", "c"]])
+def test_wrong_folds(folds):
+    with pytest.raises(HeadError, match="expected 3 integers"):
+        check_folds(folds, 3)
+
+
+def test_wrong_groups():
+    with pytest.raises(HeadError, match="2 groups for 3 rows"):
+        group_codes(["a", "b"], 3)
