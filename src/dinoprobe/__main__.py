@@ -1,0 +1,5 @@
+"""`python -m dinoprobe`."""
+
+from dinoprobe.cli import main
+
+main()

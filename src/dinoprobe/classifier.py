@@ -1,0 +1,309 @@
+"""`ImageClassifier`: encoder + preprocessing + head, saved as one directory.
+
+    config.json         format and version, encoder by id, commit and digest, preprocessing,
+                        pooling, precision, fingerprint, the head's values, training, figures
+    head.safetensors    the head's arrays; its SHA-256 stands in config.json
+    README.md           a model card
+    encoder/            only when bundled: the encoder's own files with its licence
+
+Kilobytes instead of gigabytes: the encoder is named, not copied. Everything that must agree is
+verified at load, and a mismatch names both sides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, final
+
+from dinoprobe.errors import ConfigurationError, FormatError, MismatchError
+from dinoprobe.types import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from dinoprobe.encoder import Encoder
+    from dinoprobe.heads import ProbeBase
+
+FORMAT = "dinoprobe-classifier"
+FORMAT_VERSION = 1
+_CONFIG_FILE = "config.json"
+_HEAD_FILE = "head.safetensors"
+_ENCODER_FOLDER = "encoder"
+_FIELDS = {
+    "format",
+    "format_version",
+    "dinoprobe_version",
+    "encoder",
+    "preprocessing",
+    "pooling",
+    "precision",
+    "fingerprint",
+    "classes",
+    "head",
+    "head_digest",
+    "training",
+    "figures",
+}
+
+
+class Score(NamedTuple):
+    """One class with its probability."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What the classifier says of one image, or why it could not be used.
+
+    `top` is sorted from the most probable class down; empty, with `label` None, after a failure.
+    """
+
+    key: str
+    label: str | None
+    probability: float | None
+    top: tuple[Score, ...] = ()
+    failure: Failure | None = None
+
+
+@final
+class ImageClassifier:
+    """A frozen encoder with a fitted head.
+
+    `training` and `figures` are JSON values that travel with it: what it was trained on, and what
+    was measured.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        head: ProbeBase,
+        *,
+        training: dict[str, Any] | None = None,
+        figures: dict[str, Any] | None = None,
+    ) -> None:
+        self.encoder = encoder
+        self.head = head
+        self.training = training or {}
+        self.figures = figures or {}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the columns of `predict_proba`."""
+        return tuple(str(name) for name in self.head.classes_)
+
+    def predict_features(self, X: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """Probabilities `(n, classes)` of features `(n, dimension)` from this encoder."""
+        return self.head.predict_proba(X)
+
+    def predict(self, images: object, *, top_k: int = 5) -> list[Prediction]:
+        """One `Prediction` per image, in their order.
+
+        `images` is whatever `open_dataset` takes: a path, a list of paths, a folder, arrays, PIL
+        images, bytes. A broken image gives a prediction with a failure. Raises DatasetError when
+        nothing is there.
+        """
+        return list(self.predict_iter(images, top_k=top_k))
+
+    def predict_iter(self, images: object, *, top_k: int = 5) -> Iterator[Prediction]:
+        """As `predict`, one after the other: memory does not grow with the number of images."""
+        from dinoprobe.datasets import open_dataset
+        from dinoprobe.engine import encode
+
+        for item in encode(open_dataset(images).samples, self.encoder):
+            if isinstance(item, Failure):
+                yield Prediction(item.key, None, None, failure=item)
+            else:
+                probabilities = self.predict_features(item.row[None])[0]
+                yield self.prediction(item.key, probabilities, top_k)
+
+    def prediction(
+        self, key: str, probabilities: npt.NDArray[np.float64], top_k: int
+    ) -> Prediction:
+        """The `Prediction` for one row of probabilities `(classes,)`."""
+        order = (-probabilities).argsort(kind="stable")[: max(1, top_k)]
+        top = tuple(Score(self.classes[i], float(probabilities[i])) for i in order)
+        return Prediction(key, top[0].label, top[0].probability, top)
+
+    def save(self, path: str | Path, *, bundle_encoder: bool = False, card: str = "") -> None:
+        """Write the directory. config.json comes last: without it there is no classifier.
+
+        `bundle_encoder` copies the encoder's files, its licence with them. Raises FormatError when
+        the head has no form without pickle, ConfigurationError when `path` holds something else.
+        """
+        from dinoprobe.files import save_tensors, sha256_file, write_atomic, write_json
+        from dinoprobe.heads import to_state
+
+        folder = Path(path)
+        _refuse_foreign(folder)
+        state, arrays = to_state(self.head)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _CONFIG_FILE).unlink(missing_ok=True)
+        save_tensors(folder / _HEAD_FILE, arrays)
+        if bundle_encoder:
+            _bundle(self.encoder.reference.folder, folder / _ENCODER_FOLDER)
+        if card:
+            write_atomic(folder / "README.md", card)
+        config = self._config(state, sha256_file(folder / _HEAD_FILE), bundled=bundle_encoder)
+        write_json(folder / _CONFIG_FILE, config)
+
+    def _config(self, state: dict[str, Any], head_digest: str, *, bundled: bool) -> dict[str, Any]:
+        from dinoprobe import __version__
+
+        encoder = self.encoder
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "dinoprobe_version": __version__,
+            "encoder": {
+                "name": encoder.reference.name,
+                "commit": encoder.reference.commit,
+                "model_type": encoder.model_type,
+                "weights_digest": encoder.weights_digest,
+                "bundled": bundled,
+            },
+            "preprocessing": encoder.preprocessing.to_dict(),
+            "pooling": encoder.pooling,
+            "precision": encoder.precision,
+            "fingerprint": encoder.fingerprint,
+            "classes": list(self.classes),
+            "head": state,
+            "head_digest": head_digest,
+            "training": self.training,
+            "figures": self.figures,
+        }
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, device: str = "auto", encoder: str | None = None
+    ) -> ImageClassifier:
+        """Read a directory that `save` wrote, and the encoder that it names.
+
+        `encoder` gives another place of the same weights; digests are verified either way. Raises
+        FormatError for a damaged or foreign directory, MismatchError when weights, preprocessing or
+        head are not those it was saved with, and what `Encoder.from_pretrained` raises.
+        """
+        folder = classifier_folder(path)
+        config = read_config(folder)
+        head = _load_head(folder, config)
+        loaded = _load_encoder(folder, config, device, encoder)
+        return cls(loaded, head, training=config["training"], figures=config["figures"])
+
+
+def classifier_folder(path: str | Path) -> Path:
+    """The directory with config.json: `path` itself, or `classifier/` in a run directory."""
+    folder = Path(path).expanduser()
+    for candidate in (folder, folder / "classifier"):
+        config = candidate / _CONFIG_FILE
+        if config.is_file() and (candidate / _HEAD_FILE).exists():
+            return candidate
+    what = "no such directory" if not folder.is_dir() else f"no {_CONFIG_FILE} with {_HEAD_FILE}"
+    msg = f"{path}: {what}. Expected a run of `dinoprobe train`, or its classifier/ directory."
+    raise FormatError(msg)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The verified config.json of a classifier. Raises FormatError."""
+    path = folder / _CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path}: not readable as JSON ({error}). Train it again.") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        found = config.get("format") if isinstance(config, dict) else type(config).__name__
+        raise FormatError(f"{path}: format is {found!r}, expected '{FORMAT}'. Give a classifier.")
+    if config.get("format_version") != FORMAT_VERSION:
+        msg = (
+            f"{path}: format version {config.get('format_version')!r}, this dinoprobe reads "
+            f"{FORMAT_VERSION}. Install the dinoprobe that wrote it, or train again."
+        )
+        raise FormatError(msg)
+    if missing := sorted(_FIELDS - config.keys()):
+        raise FormatError(f"{path}: lacks {', '.join(missing)}. The file is damaged; train again.")
+    return config
+
+
+def _load_head(folder: Path, config: dict[str, Any]) -> ProbeBase:
+    from dinoprobe.files import load_tensors, sha256_file
+    from dinoprobe.heads import from_state
+
+    path = folder / _HEAD_FILE
+    _expect(f"{path}: SHA-256", sha256_file(path), config["head_digest"])
+    head = from_state(config["head"], load_tensors(path))
+    names = [str(name) for name in head.classes_]
+    _expect(f"{folder}: classes of the head", names, config["classes"])
+    return head
+
+
+def _load_encoder(folder: Path, config: dict[str, Any], device: str, name: str | None) -> Encoder:
+    from dinoprobe.encoder import Encoder
+    from dinoprobe.preprocess import Preprocessing
+
+    preprocessing = Preprocessing.from_dict(config["preprocessing"])
+    encoder = Encoder.from_pretrained(
+        name or _encoder_name(folder, config["encoder"]),
+        pooling=config["pooling"],
+        device=device,
+        dtype=config["precision"],
+        preprocessing=preprocessing,
+    )
+    saved = config["encoder"]
+    _expect("encoder: digest of the weights", encoder.weights_digest, saved["weights_digest"])
+    _expect("encoder: fingerprint", encoder.fingerprint, config["fingerprint"])
+    return encoder
+
+
+def _encoder_name(folder: Path, saved: dict[str, Any]) -> str:
+    if saved["bundled"]:
+        return str((folder / _ENCODER_FOLDER).resolve())
+    return f"{saved['name']}@{saved['commit']}" if saved["commit"] else str(saved["name"])
+
+
+def _expect(what: str, found: object, expected: object) -> None:
+    if found != expected:
+        msg = (
+            f"{what} is {found!r}, and the classifier was saved with {expected!r}. Give the same "
+            "encoder and the unchanged files, or train again."
+        )
+        raise MismatchError(msg)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    known = {_CONFIG_FILE, _HEAD_FILE, "README.md", _ENCODER_FOLDER}
+    if folder.is_file():
+        raise ConfigurationError(f"{folder}: a file, expected a directory. Give another path.")
+    if folder.is_dir() and (foreign := sorted({p.name for p in folder.iterdir()} - known)):
+        msg = f"{folder}: holds other files ({foreign[0]}). Give an empty or a new directory."
+        raise ConfigurationError(msg)
+
+
+def _bundle(source: Path, target: Path) -> None:
+    staging = target.with_name(f".{target.name}.new")
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(source, staging)  # follows the links of the hub's cache
+    shutil.rmtree(target, ignore_errors=True)
+    staging.rename(target)
+
+
+def training_digest(keys: tuple[str, ...], hashes: tuple[str, ...], labels: list[str]) -> str:
+    """SHA-256 in hex over the sorted (key, content hash, label) of the training rows."""
+    rows = sorted(zip(keys, hashes, labels, strict=True))
+    return hashlib.sha256(json.dumps(rows, ensure_ascii=True).encode()).hexdigest()
+
+
+__all__ = [
+    "ImageClassifier",
+    "Prediction",
+    "Score",
+    "classifier_folder",
+    "read_config",
+    "training_digest",
+]

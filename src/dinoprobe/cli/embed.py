@@ -1,0 +1,135 @@
+"""`dinoprobe embed`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dinoprobe.cli import options
+from dinoprobe.cli.console import Console
+
+if TYPE_CHECKING:
+    from dinoprobe.engine import Embedding
+    from dinoprobe.types import Dataset
+
+SCHEMA = "dinoprobe.embed/1"
+_SHOWN_FAILURES = 5
+
+
+def embed(
+    data: Annotated[str, typer.Argument(help="Folder, table, archive, image or URI.")],
+    *,
+    encoder: options.EncoderName = None,
+    export: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write the features to a .npy, .safetensors or .parquet file.",
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    failures: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Also write the failures to this CSV.", rich_help_panel="Output"
+        ),
+    ] = None,
+    pooling: options.PoolingName = "auto",
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    size: options.Size = None,
+    resize: options.Resize = None,
+    exact: options.Exact = False,
+    bands: options.Bands = None,
+    batch_size: options.BatchSize = None,
+    path_column: options.PathColumn = None,
+    label_column: options.LabelColumn = None,
+    split_column: options.SplitColumn = None,
+    group_column: options.GroupColumn = None,
+    store: options.Store = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    strict: options.Strict = False,
+) -> None:
+    """Compute the features of images and keep them; only what is new or changed is encoded."""
+    console = Console(as_json=as_json, quiet=quiet)
+    with console.guarded():
+        from dinoprobe.datasets import open_dataset
+        from dinoprobe.encoder import EncoderSettings, open_encoder
+        from dinoprobe.engine import embed as run_embedding
+        from dinoprobe.engine import write_failures
+        from dinoprobe.export_features import export_features, writer_for
+        from dinoprobe.store import FeatureStore
+
+        if export is not None:
+            writer_for(Path(export))
+        settings = EncoderSettings(
+            name=options.require_encoder(encoder),
+            pooling=pooling,
+            device=device,
+            dtype=dtype,
+            size_px=size,
+            resize=resize,
+            exact=exact,
+            bands=options.parse_bands(bands),
+        )
+        dataset = open_dataset(
+            data,
+            path_column=path_column,
+            label_column=label_column,
+            split_column=split_column,
+            group_column=group_column,
+        )
+        loaded = open_encoder(settings)
+        features_store = FeatureStore(store)
+        done = run_embedding(
+            dataset,
+            loaded,
+            store=features_store,
+            batch_size=batch_size or "auto",
+            progress=console.progress(),
+        )
+        for note in (*dataset.notes, *loaded.notes, *done.notes):
+            console.say(note)
+        if export is not None:
+            export_features(done.features, export)
+        if failures is not None:
+            write_failures(failures, done.features.failures)
+        document = _document(dataset, done, features_store.uri, loaded.name)
+        _show(console, done, document)
+        console.document(document)
+        console.strict(done.failed, asked=strict)
+
+
+def _document(dataset: Dataset, done: Embedding, store: str, encoder: str) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "embedded": done.embedded,
+        "cached": done.cached,
+        "failed": done.failed,
+        "skipped": sum(dataset.ignored.values()),
+        "store": store,
+        "encoder": encoder,
+        "fingerprint": done.features.fingerprint,
+        "content_digest": done.content_digest(),
+        "images_per_second": done.images_per_second,
+        "seconds": done.seconds,
+        "dimension": int(done.features.X.shape[1]),
+        "failures": [failure._asdict() for failure in done.features.failures],
+        "ignored": dict(dataset.ignored),
+    }
+
+
+def _show(console: Console, done: Embedding, document: dict[str, Any]) -> None:
+    console.line(
+        f"{done.embedded:,} images have features, {done.cached:,} of them from before; "
+        f"{done.failed:,} failed, {document['skipped']:,} files skipped"
+    )
+    for failure in done.features.failures[:_SHOWN_FAILURES]:
+        console.line(f"  failed: {failure.key}: {failure.reason}")
+    if done.failed > _SHOWN_FAILURES:
+        console.line(f"  and {done.failed - _SHOWN_FAILURES:,} more (--failures FILE lists all)")
+    console.line(f"Store: {document['store']}")
+    console.line(f"Fingerprint: {document['fingerprint']}")

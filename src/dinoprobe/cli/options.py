@@ -1,0 +1,151 @@
+"""Options that several verbs share, each defined once."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from dinoprobe.errors import ConfigurationError
+
+_COLUMNS = "Tables"
+_ENCODER = "Encoder"
+_OUTPUT = "Output"
+
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON document on stdout.", rich_help_panel=_OUTPUT)
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress, no notes.", rich_help_panel=_OUTPUT)
+]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict", help="Exit with 4 when an image could not be used.", rich_help_panel=_OUTPUT
+    ),
+]
+Out = Annotated[
+    str | None,
+    typer.Option(
+        "--out", "-o", metavar="DIR", help="Where to write; must be new.", rich_help_panel=_OUTPUT
+    ),
+]
+Store = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URI",
+        help="Where features are kept between runs (default: the user's cache).",
+        show_default=False,
+        rich_help_panel=_OUTPUT,
+    ),
+]
+EncoderName = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder",
+        "-e",
+        metavar="NAME",
+        help="vits16, vitb16, convnext-tiny, a hub id, a folder, or builtin.",
+        rich_help_panel=_ENCODER,
+    ),
+]
+PoolingName = Annotated[
+    str, typer.Option("--pooling", help="auto, cls, mean or cls+mean.", rich_help_panel=_ENCODER)
+]
+Device = Annotated[
+    str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=_ENCODER)
+]
+Dtype = Annotated[
+    str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_ENCODER)
+]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        metavar="PX",
+        help="Side of the model's input (default: the checkpoint's).",
+        show_default=False,
+        rich_help_panel=_ENCODER,
+    ),
+]
+Resize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOW",
+        help="squash, crop or pad (default: the checkpoint's).",
+        show_default=False,
+        rich_help_panel=_ENCODER,
+    ),
+]
+Exact = Annotated[
+    bool,
+    typer.Option(
+        "--exact", help="The processor's float arithmetic, bit for bit.", rich_help_panel=_ENCODER
+    ),
+]
+Bands = Annotated[
+    str | None,
+    typer.Option(
+        metavar="3,2,1",
+        help="Bands to take as red, green, blue, counted from 1.",
+        show_default=False,
+        rich_help_panel=_ENCODER,
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Images in one pass (default: by device).",
+        show_default=False,
+        rich_help_panel=_ENCODER,
+    ),
+]
+PathColumn = Annotated[
+    str | None, typer.Option(help="Column with the path.", rich_help_panel=_COLUMNS)
+]
+LabelColumn = Annotated[
+    str | None, typer.Option(help="Column with the label.", rich_help_panel=_COLUMNS)
+]
+SplitColumn = Annotated[
+    str | None, typer.Option(help="Column with the part.", rich_help_panel=_COLUMNS)
+]
+GroupColumn = Annotated[
+    str | None,
+    typer.Option(help="Column with the group that stays together.", rich_help_panel=_COLUMNS),
+]
+
+
+def parse_bands(text: str | None) -> tuple[int, ...] | None:
+    """Band numbers of `3,2,1`. Raises ConfigurationError."""
+    if text is None:
+        return None
+    try:
+        bands = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        msg = f"--bands {text}: expected whole numbers with commas, such as 3,2,1."
+        raise ConfigurationError(msg) from error
+    if min(bands) < 1:
+        raise ConfigurationError(f"--bands {text}: bands are counted from 1.")
+    return bands
+
+
+def require_encoder(name: str | None) -> str:
+    """The name, for an encoder is never chosen silently. Raises ConfigurationError."""
+    if name:
+        return name
+    msg = (
+        "no encoder was given. Add --encoder NAME: vits16 (small, fast), vitb16, vitl16, "
+        "convnext-tiny, a hub id or a folder with weights; builtin needs no download and is for "
+        "demos and tests only."
+    )
+    raise ConfigurationError(msg)
+
+
+def parse_value(text: str) -> Any:
+    """A number, true, false, null or a list where the text is JSON, else the text."""
+    import json
+
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -1,0 +1,178 @@
+"""`dinoprobe predict`."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dinoprobe.cli import options
+from dinoprobe.cli.console import Console
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from dinoprobe.classifier import ImageClassifier, Prediction
+
+SCHEMA = "dinoprobe.predict/1"
+
+
+def predict(
+    run: Annotated[str, typer.Argument(help="A run directory, or a classifier's directory.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(help="Files, folders, tables, archives, URIs; - reads paths from stdin."),
+    ],
+    *,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Classes per image.")] = 5,
+    device: options.Device = "auto",
+    as_json: options.Json = False,
+    as_lines: Annotated[
+        bool,
+        typer.Option(
+            "--jsonl", help="One JSON object a line, as they come.", rich_help_panel="Output"
+        ),
+    ] = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="CSV on stdout.", rich_help_panel="Output")
+    ] = False,
+    quiet: options.Quiet = False,
+    strict: options.Strict = False,
+) -> None:
+    """Classify images. A broken image gives a failed row, and the rest goes on."""
+    console = Console(as_json=as_json, quiet=quiet)
+    with console.guarded():
+        _one_format(as_json=as_json, as_lines=as_lines, as_csv=as_csv)
+        from dinoprobe.classifier import ImageClassifier
+
+        classifier = ImageClassifier.load(run, device=device)
+        found = _predictions(classifier, images, top_k)
+        if as_lines:
+            failures = _write_lines(found)
+        elif as_csv:
+            failures = _write_csv(found)
+        elif as_json:
+            failures = _write_document(console, classifier, found)
+        else:
+            failures = _write_table(console, found)
+        console.strict(failures, asked=strict)
+
+
+def row(prediction: Prediction) -> dict[str, Any]:
+    """The JSON values of one prediction."""
+    values: dict[str, Any] = {
+        "key": prediction.key,
+        "label": prediction.label,
+        "probability": prediction.probability,
+        "top": [{"label": s.label, "probability": s.probability} for s in prediction.top],
+    }
+    if prediction.failure is not None:
+        values["failure"] = {
+            "kind": prediction.failure.kind,
+            "reason": prediction.failure.reason,
+        }
+    return values
+
+
+def _one_format(*, as_json: bool, as_lines: bool, as_csv: bool) -> None:
+    from dinoprobe.errors import ConfigurationError
+
+    if as_json + as_lines + as_csv > 1:
+        raise ConfigurationError("--json, --jsonl and --csv exclude each other. Give one of them.")
+
+
+def _predictions(
+    classifier: ImageClassifier, images: list[str], top_k: int
+) -> Iterator[Prediction]:
+    for source in _sources(images):
+        yield from classifier.predict_iter(source, top_k=top_k)
+
+
+def _sources(images: list[str]) -> Iterator[object]:
+    """Neighbouring plain files as one list, so that they fill batches; all others one by one."""
+    from pathlib import Path
+
+    from dinoprobe.datasets import is_image_name
+
+    files: list[str] = []
+    for image in _with_stdin(images):
+        if is_image_name(image) and not Path(image).is_dir():
+            files.append(image)
+            continue
+        if files:
+            yield files
+            files = []
+        yield image
+    if files:
+        yield files
+
+
+def _with_stdin(images: list[str]) -> Iterator[str]:
+    for image in images:
+        if image == "-":
+            yield from filter(None, (line.rstrip("\r\n") for line in sys.stdin))
+        else:
+            yield image
+
+
+def _write_lines(predictions: Iterable[Prediction]) -> int:
+    failures = 0
+    for prediction in predictions:
+        failures += prediction.failure is not None
+        print(json.dumps(row(prediction), ensure_ascii=True), flush=True)  # noqa: T201
+    return failures
+
+
+def _write_csv(predictions: Iterable[Prediction]) -> int:
+    failures = 0
+    _print_csv(["key", "label", "probability", "failure"])
+    for prediction in predictions:
+        reason = prediction.failure.reason if prediction.failure else ""
+        failures += prediction.failure is not None
+        probability = "" if prediction.probability is None else f"{prediction.probability:.6f}"
+        _print_csv([prediction.key, prediction.label or "", probability, reason])
+    return failures
+
+
+def _print_csv(values: list[str]) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerow(values)
+    sys.stdout.write(text.getvalue())
+
+
+def _write_document(
+    console: Console, classifier: ImageClassifier, predictions: Iterable[Prediction]
+) -> int:
+    rows = [row(prediction) for prediction in predictions]
+    failures = sum("failure" in values for values in rows)
+    console.document(
+        {
+            "schema": SCHEMA,
+            "rows": rows,
+            "failed": failures,
+            "classes": list(classifier.classes),
+            "encoder": classifier.encoder.name,
+            "fingerprint": classifier.encoder.fingerprint,
+        }
+    )
+    return failures
+
+
+def _write_table(console: Console, predictions: Iterable[Prediction]) -> int:
+    failures = total = 0
+    for prediction in predictions:
+        total += 1
+        if prediction.failure is not None:
+            failures += 1
+            console.line(f"{prediction.key}  failed: {prediction.failure.reason}")
+            continue
+        others = ", ".join(f"{s.label} {100 * s.probability:.1f} %" for s in prediction.top[1:3])
+        sure = f"{prediction.label}  {100 * (prediction.probability or 0):.1f} %"
+        console.line(f"{prediction.key}  {sure}" + (f"   ({others})" if others else ""))
+    if failures:
+        console.say(f"{failures:,} of {total:,} images could not be used.")
+    return failures

@@ -1,0 +1,211 @@
+"""`dinoprobe train`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dinoprobe.cli import options
+from dinoprobe.cli.console import Console
+
+if TYPE_CHECKING:
+    from dinoprobe.train import TrainConfig, TrainedRun
+
+_HEAD = "Head"
+
+
+def train(
+    data: Annotated[
+        str | None, typer.Argument(help="Folder, table, archive, or URI with labelled images.")
+    ] = None,
+    *,
+    encoder: options.EncoderName = None,
+    head: Annotated[
+        str,
+        typer.Option(
+            help="logistic, linear, knn, or sklearn:<import path>.", rich_help_panel=_HEAD
+        ),
+    ] = "logistic",
+    head_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--head-option",
+            "-O",
+            metavar="NAME=VALUE",
+            rich_help_panel=_HEAD,
+            help="Any option of the head, such as C=0.1; repeatable.",
+        ),
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="linear: adam, adamw or sgd.", rich_help_panel=_HEAD)
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="linear: learning rate.", rich_help_panel=_HEAD)
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="linear: epochs.", rich_help_panel=_HEAD)
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(min=0, help="linear: weight decay.", rich_help_panel=_HEAD)
+    ] = None,
+    on_the_fly: Annotated[
+        bool,
+        typer.Option(
+            "--on-the-fly",
+            rich_help_panel=_HEAD,
+            help="linear: encoder inside the loop, on images cropped and flipped at random.",
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split, the folds and the head.")] = 0,
+    test_fraction: Annotated[
+        float,
+        typer.Option(min=0.01, max=0.9, help="Part set aside for the test when none is given."),
+    ] = 0.2,
+    config: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Repeat a run from its config.json; flags are ignored."),
+    ] = None,
+    pooling: options.PoolingName = "auto",
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    size: options.Size = None,
+    resize: options.Resize = None,
+    exact: options.Exact = False,
+    bands: options.Bands = None,
+    batch_size: options.BatchSize = None,
+    path_column: options.PathColumn = None,
+    label_column: options.LabelColumn = None,
+    split_column: options.SplitColumn = None,
+    group_column: options.GroupColumn = None,
+    store: options.Store = None,
+    bundle_encoder: Annotated[
+        bool,
+        typer.Option(
+            "--bundle-encoder", help="Copy the encoder's weights and licence into the classifier."
+        ),
+    ] = False,
+    out: options.Out = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    strict: options.Strict = False,
+) -> None:
+    """Train a head on labelled images, evaluate it once on the test part, and save everything."""
+    console = Console(as_json=as_json, quiet=quiet)
+    with console.guarded():
+        from dinoprobe.encoder import EncoderSettings
+        from dinoprobe.train import DataSettings, TrainConfig
+        from dinoprobe.train import train as run_training
+
+        if config is not None:
+            settings = _read_config(config, out)
+        else:
+            linear = {
+                "optimizer": optimizer,
+                "lr": lr,
+                "epochs": epochs,
+                "weight_decay": weight_decay,
+            }
+            settings = TrainConfig(
+                data=DataSettings(
+                    source=_require_data(data),
+                    path_column=path_column,
+                    label_column=label_column,
+                    split_column=split_column,
+                    group_column=group_column,
+                ),
+                encoder=EncoderSettings(
+                    name=options.require_encoder(encoder),
+                    pooling=pooling,
+                    device=device,
+                    dtype=dtype,
+                    size_px=size,
+                    resize=resize,
+                    exact=exact,
+                    bands=options.parse_bands(bands),
+                ),
+                head=head,
+                head_options=_head_options(linear, head_option or []),
+                on_the_fly=on_the_fly,
+                seed=seed,
+                test_fraction=test_fraction,
+                batch_size=batch_size,
+                store=store,
+                bundle_encoder=bundle_encoder,
+                out=out,
+                command=_command(),
+            )
+        trained = run_training(settings, progress=console.progress(), say=console.say)
+        show_run(console, trained)
+        console.document(trained.summary)
+        console.strict(len(trained.context.failures), asked=strict)
+
+
+def show_run(console: Console, trained: TrainedRun) -> None:
+    """The figures of a run, its doubtful labels, and what to do next."""
+    from dinoprobe.cli.show import show_outcome
+
+    counts = {part: sum(n.values()) for part, n in trained.context.counts.items()}
+    parts = ", ".join(f"{part} {n:,}" for part, n in counts.items())
+    classes = len(trained.classifier.classes)
+    console.line(f"{sum(counts.values()):,} images of {classes} classes: {parts}")
+    console.line(_encoder_line(trained))
+    show_outcome(console, trained.path, trained.outcome, trained.context)
+    if trained.suspects:
+        what = "label to look at" if len(trained.suspects) == 1 else "labels to look at"
+        console.line(f"{len(trained.suspects)} {what}: {trained.path / 'suspects.csv'}")
+    console.line(f"Classifier: {trained.path / 'classifier'}")
+    console.line(f"Next: dinoprobe predict {shlex.quote(str(trained.path))} IMAGE ...")
+
+
+def _encoder_line(trained: TrainedRun) -> str:
+    encoder = trained.classifier.encoder
+    facts = f"{encoder.pooling}, {encoder.dimension} dimensions, {encoder.precision}"
+    return f"Encoder: {encoder.name} ({facts})\nProtocol: {trained.context.protocol}"
+
+
+def _require_data(data: str | None) -> str:
+    from dinoprobe.errors import ConfigurationError
+
+    if data is None:
+        msg = "no images were given. Name a folder with one sub-folder per class, or a table."
+        raise ConfigurationError(msg)
+    return data
+
+
+def _head_options(given: dict[str, Any], extra: list[str]) -> dict[str, Any]:
+    from dinoprobe.errors import ConfigurationError
+
+    found = {name: value for name, value in given.items() if value is not None}
+    for item in extra:
+        name, separator, value = item.partition("=")
+        if not separator or not name:
+            msg = f"--head-option {item}: expected NAME=VALUE, such as C=0.1."
+            raise ConfigurationError(msg)
+        found[name] = options.parse_value(value)
+    return found
+
+
+def _read_config(path: str, out: str | None) -> TrainConfig:
+    import json
+    from dataclasses import replace
+    from pathlib import Path
+
+    from dinoprobe.errors import ConfigurationError
+    from dinoprobe.train import CONFIG_SCHEMA, TrainConfig
+
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        msg = f"{path}: not readable as JSON ({error}). Give a run's config.json."
+        raise ConfigurationError(msg) from error
+    if not isinstance(values, dict) or values.pop("schema", None) != CONFIG_SCHEMA:
+        msg = f"{path}: its schema is not {CONFIG_SCHEMA}. Give a run's config.json."
+        raise ConfigurationError(msg)
+    return replace(TrainConfig.from_dict(values), out=out, command=_command())
+
+
+def _command() -> str:
+    return shlex.join(["dinoprobe", *sys.argv[1:]])

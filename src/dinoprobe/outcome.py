@@ -1,0 +1,228 @@
+"""What a classifier does on labelled images, and the files that say so.
+
+`train` (its own test part) and `evaluate` (any other images) share this: evaluation.json,
+predictions.csv, failures.csv and report.html come from one place.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from dinoprobe.engine import write_failures
+from dinoprobe.evaluation import Evaluation, evaluate
+from dinoprobe.files import write_atomic, write_json
+from dinoprobe.report import Baseline, EpochPoint, ReportInput, SelectionPoint, render_report
+from dinoprobe.report import Prediction as Row
+from dinoprobe.run import dataset_name, write_table
+from dinoprobe.versions import versions
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from dinoprobe.classifier import ImageClassifier
+    from dinoprobe.types import Dataset, Failure, Features
+
+THUMBNAILS = 24
+THUMBNAIL_SIZE_PX = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Figures, and one row for each labelled image in the order of the features."""
+
+    evaluation: Evaluation
+    predictions: tuple[Row, ...]
+
+    def confident_mistakes(self, limit: int = THUMBNAILS) -> list[Row]:
+        """Wrong predictions, the most probable first."""
+        wrong = [row for row in self.predictions if row.predicted != row.true]
+        return sorted(wrong, key=lambda row: -row.probability)[:limit]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What the files say beside the figures. `counts` are images by part and class."""
+
+    dataset: Dataset
+    protocol: str
+    seed: int
+    seconds: float
+    command: str | None = None
+    n_train: int = 0
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    failures: Sequence[Failure] = ()
+    notes: Sequence[str] = ()
+    events: Sequence[Mapping[str, Any]] = ()
+    baseline: Baseline | None = None
+
+
+def judge(classifier: ImageClassifier, features: Features) -> Outcome:
+    """Evaluate on features that all have labels."""
+    probabilities = classifier.predict_features(features.X)
+    labels = [str(label) for label in features.y]
+    best = probabilities.argmax(axis=1)
+    names = classifier.classes
+    rows = zip(features.keys, labels, best, probabilities.max(axis=1), strict=True)
+    predictions = tuple(Row(key, true, names[i], float(p)) for key, true, i, p in rows)
+    return Outcome(evaluate(labels, probabilities, names), predictions)
+
+
+def count_parts(
+    labels: Sequence[object], splits: Sequence[str | None]
+) -> dict[str, dict[str, int]]:
+    """Images by part and class, parts in the order train, val, test."""
+    counts = Counter((str(part), str(label)) for part, label in zip(splits, labels, strict=True))
+    return {
+        part: {label: n for (p, label), n in sorted(counts.items()) if p == part}
+        for part in ("train", "val", "test")
+        if any(p == part for p, _ in counts)
+    }
+
+
+def write_outcome(
+    folder: Path, classifier: ImageClassifier, outcome: Outcome, context: Context
+) -> None:
+    """Write evaluation.json, predictions.csv, failures.csv and report.html."""
+    write_json(folder / "evaluation.json", evaluation_document(classifier, outcome, context))
+    header = ("key", "label", "predicted", "probability", "correct")
+    rows = [
+        (row.key, row.true, row.predicted, f"{row.probability:.6f}", int(row.true == row.predicted))
+        for row in outcome.predictions
+    ]
+    write_table(folder / "predictions.csv", header, rows)
+    write_failures(folder / "failures.csv", context.failures)
+    write_atomic(folder / "report.html", render_report(report_input(classifier, outcome, context)))
+
+
+def evaluation_document(
+    classifier: ImageClassifier, outcome: Outcome, context: Context
+) -> dict[str, Any]:
+    """The values of evaluation.json: the figures, and everything that they depend on."""
+    return {
+        "schema": "dinoprobe.evaluation/1",
+        **outcome.evaluation.to_dict(),
+        "n_train": context.n_train,
+        "failed": len(context.failures),
+        "encoder": classifier.encoder.name,
+        "fingerprint": classifier.encoder.fingerprint,
+        "protocol": context.protocol,
+        "seed": context.seed,
+        "dataset": context.dataset.uri,
+        "notes": list(context.notes),
+        "versions": versions(),
+        "created": _now(),
+    }
+
+
+def outcome_summary(
+    schema: str, folder: Path, classifier: ImageClassifier, outcome: Outcome, context: Context
+) -> dict[str, Any]:
+    """The document of `--json`, in the part that `train` and `evaluate` share."""
+    evaluation = outcome.evaluation
+    return {
+        "schema": schema,
+        "run": str(folder),
+        "report": str(folder / "report.html"),
+        "accuracy": evaluation.accuracy,
+        "interval": list(evaluation.accuracy_interval),
+        "balanced_accuracy": evaluation.balanced_accuracy,
+        "n_test": evaluation.n,
+        "n_train": context.n_train,
+        "classes": list(classifier.classes),
+        "failed": len(context.failures),
+        "encoder": classifier.encoder.name,
+        "fingerprint": classifier.encoder.fingerprint,
+        "protocol": context.protocol,
+        "seed": context.seed,
+        "notes": list(context.notes),
+        "seconds": round(context.seconds, 3),
+    }
+
+
+def report_input(classifier: ImageClassifier, outcome: Outcome, context: Context) -> ReportInput:
+    """What the report and the model card are made of."""
+    return ReportInput(
+        dataset=dataset_name(context.dataset.uri),
+        encoder=_encoder_facts(classifier),
+        evaluation=outcome.evaluation.to_dict(),
+        head=_head_facts(classifier),
+        run={
+            "protocol": context.protocol,
+            "seed": context.seed,
+            "command": context.command,
+            "created": _now(),
+            "dataset_uri": context.dataset.uri,
+            "dataset_digest": classifier.training.get("digest"),
+            "device": str(classifier.encoder.device),
+            "seconds": round(context.seconds, 1),
+            "versions": versions(),
+        },
+        baseline=context.baseline,
+        predictions=outcome.predictions,
+        thumbnails=_thumbnails(context.dataset, outcome, classifier.encoder.preprocessing.bands),
+        selection=_selection(context.events),
+        epochs=_epochs(context.events),
+        counts=context.counts,
+        failures=context.failures,
+        ignored=context.dataset.ignored,
+        notes=context.notes,
+    )
+
+
+def _encoder_facts(classifier: ImageClassifier) -> dict[str, object]:
+    encoder = classifier.encoder
+    return {
+        "id": encoder.reference.name,
+        "commit": encoder.reference.commit,
+        "weights_digest": encoder.weights_digest,
+        "hub_id": encoder.reference.name if encoder.reference.commit else None,
+        "pooling": encoder.pooling,
+        "preprocessing": encoder.preprocessing.to_dict(),
+        "precision": encoder.precision,
+        "dimension": encoder.dimension,
+        "fingerprint": encoder.fingerprint,
+    }
+
+
+def _head_facts(classifier: ImageClassifier) -> dict[str, object]:
+    facts = dict(classifier.training.get("head") or {})
+    return {"name": facts.pop("name", type(classifier.head).__name__), **facts}
+
+
+def _selection(events: Sequence[Mapping[str, Any]]) -> list[SelectionPoint]:
+    return [
+        SelectionPoint(event["strength"], event["accuracy"])
+        for event in events
+        if event["event"] == "selection"
+    ]
+
+
+def _epochs(events: Sequence[Mapping[str, Any]]) -> list[EpochPoint]:
+    return [
+        EpochPoint(event["epoch"], event["loss"]) for event in events if event["event"] == "epoch"
+    ]
+
+
+def _thumbnails(
+    dataset: Dataset, outcome: Outcome, bands: tuple[int, ...] | None
+) -> dict[str, bytes]:
+    from dinoprobe.errors import ImageError
+    from dinoprobe.preprocess import thumbnail
+
+    wanted = {row.key for row in outcome.confident_mistakes()}
+    found = {}
+    for sample in dataset.samples:
+        if sample.key in wanted:
+            try:
+                found[sample.key] = thumbnail(sample.source.read(), THUMBNAIL_SIZE_PX, bands=bands)
+            except (ImageError, OSError):
+                continue  # the file changed since it was embedded: the row stands without a picture
+    return found
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

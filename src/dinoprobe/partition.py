@@ -1,0 +1,147 @@
+"""Which rows train the head and which one test it: the dataset's own split, or one made here.
+
+The test part is read once, at the end. A validation part chooses hyper-parameters where there is
+one, else folds of the training part do. With `train` and `val` but no `test`, `val` is the test
+part, and it then chooses nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dinoprobe.datasets import assign_splits, check_classes, folds, leaks, split_notes
+from dinoprobe.errors import DatasetError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from dinoprobe.types import Features, Split
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """`splits` holds a part for each row, None for rows without a label.
+
+    `given` says whether the dataset brought its split, `notes` are for the user.
+    """
+
+    splits: tuple[Split | None, ...]
+    given: bool
+    notes: tuple[str, ...]
+
+    def rows(self, *parts: Split) -> npt.NDArray[np.intp]:
+        """Positions of the rows in these parts, in order."""
+        return np.array([i for i, part in enumerate(self.splits) if part in parts], dtype=np.intp)
+
+
+def partition(features: Features, *, seed: int, test_fraction: float) -> Partition:
+    """Parts for all labelled rows. Raises DatasetError when nothing can be trained or tested."""
+    labelled = [i for i, label in enumerate(features.y) if label is not None]
+    notes = []
+    if len(labelled) < len(features):
+        notes.append(f"{len(features) - len(labelled)} images without a label were left out.")
+    if len({features.y[i] for i in labelled}) < 2:
+        found = sorted({str(features.y[i]) for i in labelled})
+        msg = f"found {len(found)} class(es) {found}, expected at least 2. {_LAYOUT}"
+        raise DatasetError(msg)
+    given = {features.splits[i] for i in labelled} - {None, "train"} != set()
+    splits, more = (
+        _given(features, labelled) if given else _made(features, labelled, seed, test_fraction)
+    )
+    all_notes = (*notes, *more, *_leaks(features, splits))
+    return _checked(features, Partition(tuple(splits), given, all_notes))
+
+
+_LAYOUT = "Put images into one folder per class, or give a table with a label column."
+
+
+def _given(features: Features, labelled: list[int]) -> tuple[list[Split | None], list[str]]:
+    splits: list[Split | None] = [None] * len(features)
+    for i in labelled:
+        splits[i] = features.splits[i] or "train"
+    if "test" in splits:
+        return splits, _without_split(features, labelled)
+    note = "No test part was given: the validation part is the test part and chose nothing."
+    return ["test" if part == "val" else part for part in splits], [note]
+
+
+def _without_split(features: Features, labelled: list[int]) -> list[str]:
+    count = sum(features.splits[i] is None for i in labelled)
+    return [f"{count} images without a split went to the training part."] if count else []
+
+
+def _made(
+    features: Features, labelled: list[int], seed: int, test_fraction: float
+) -> tuple[list[Split | None], list[str]]:
+    keys = [features.keys[i] for i in labelled]
+    labels = [str(features.y[i]) for i in labelled]
+    groups = [features.groups[i] for i in labelled]
+    hashes = [features.hashes[i] for i in labelled]
+    parts = assign_splits(
+        keys, labels, groups=groups, hashes=hashes, seed=seed, test_fraction=test_fraction
+    )
+    note = f"No test part was given: {test_fraction:.0%} of the images were set aside for it."
+    notes = [note, *split_notes(keys, labels, groups=groups, hashes=hashes)]
+    return [parts.get(key) for key in features.keys], notes
+
+
+def _leaks(features: Features, splits: list[Split | None]) -> list[str]:
+    rows = [i for i, part in enumerate(splits) if part is not None]
+    pairs = leaks(
+        [features.keys[i] for i in rows],
+        [splits[i] for i in rows],
+        [features.hashes[i] for i in rows],
+    )
+    if not pairs:
+        return []
+    first, second = pairs[0]
+    return [
+        (
+            f"{len(pairs)} identical images stand in two parts, first {first} and {second}: "
+            "figures on the test part are too good by as much."
+        )
+    ]
+
+
+def _checked(features: Features, result: Partition) -> Partition:
+    train, test = result.rows("train", "val"), result.rows("test")
+    if not len(train) or not len(test):
+        counts = dict(Counter(part for part in result.splits if part))
+        msg = (
+            f"found parts {counts}, expected images to train on and images to test on. "
+            "Add images, or give both parts."
+        )
+        raise DatasetError(msg)
+    notes = check_classes(
+        [str(label) for label in features.y[train]], [str(label) for label in features.y[test]]
+    )
+    return Partition(result.splits, result.given, (*result.notes, *notes))
+
+
+def selection_folds(
+    features: Features, splits: list[Split | None], *, seed: int, n_folds: int = 5
+) -> npt.NDArray[np.intp]:
+    """The fold of each row, in which it is held out; -1 where it never is.
+
+    One fold, the validation part, where there is one; else `n_folds` that keep groups and identical
+    images together, fewer where there are too few images, none (all -1) where two are too many.
+    """
+    if "val" in splits:
+        return np.array([0 if part == "val" else -1 for part in splits], dtype=np.intp)
+    for count in range(n_folds, 1, -1):
+        try:
+            return folds(
+                [str(label) for label in features.y],
+                n_folds=count,
+                keys=features.keys,
+                groups=features.groups,
+                hashes=features.hashes,
+                seed=seed,
+            )
+        except DatasetError:
+            continue
+    return np.full(len(features), -1, dtype=np.intp)

@@ -1,0 +1,312 @@
+"""The verbs end to end on real files, through the command line, in this process."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.checkpoints import save_vit
+from typer.testing import CliRunner, Result
+
+from dinoprobe.cli.app import app
+from dinoprobe.encoder import Encoder
+
+COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220)}
+RUN_FILES = {
+    "classifier", "config.json", "evaluation.json", "failures.csv", "metrics.jsonl",
+    "predictions.csv", "report.html", "split.csv", "suspects.csv",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_vit(tmp_path_factory.mktemp("vit"))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 noisy pictures in three class folders, a broken one and two files that are no images."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        (root / name).mkdir()
+        for i in range(20):
+            pixels = np.clip(np.array(colour) + rng.normal(0, 30, (40, 48, 3)), 0, 255)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i:02d}.png")
+    (root / "red" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 not a jpeg")
+    (root / "red" / "readme.txt").write_text("notes")
+    (root / "Thumbs.db").write_bytes(b"x")
+    return root
+
+
+def invoke(*arguments: object) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def document(*arguments: object, code: int = 0) -> dict[str, object]:
+    result = invoke(*arguments, "--json")
+    assert result.exit_code == code, result.output
+    value: dict[str, object] = json.loads(result.stdout)
+    return value
+
+
+@pytest.fixture(scope="module")
+def run(
+    photos: Path, vit: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, object]]:
+    base = tmp_path_factory.mktemp("run")
+    found = document(
+        "train", photos, "--encoder", vit, "--store", base / "store", "--out", base / "run"
+    )
+    return base / "run", found
+
+
+def test_train_writes_the_whole_run(run: tuple[Path, dict[str, object]], photos: Path) -> None:
+    path, found = run
+    assert {p.name for p in path.iterdir()} == RUN_FILES
+    assert found["schema"] == "dinoprobe.train/1"
+    assert found["accuracy"] == 1.0
+    low, high = found["interval"]  # type: ignore[misc]
+    assert 0.7 < low < high <= 1.0
+    assert (found["n_train"], found["n_test"], found["failed"]) == (48, 12, 1)
+    assert found["classes"] == ["blue", "green", "red"]
+    assert found["run"] == str(path)
+    with (path / "failures.csv").open() as file:
+        (failure,) = csv.DictReader(file)
+    assert failure["key"] == "red/broken.jpg"
+    with (path / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+    with (path / "split.csv").open() as file:
+        parts = {row["key"]: row["split"] for row in csv.DictReader(file)}
+    assert {row["key"] for row in rows} == {key for key, part in parts.items() if part == "test"}
+
+
+def test_the_report_is_one_file_that_fetches_nothing(run: tuple[Path, dict[str, object]]) -> None:
+    html = (run[0] / "report.html").read_text()
+    assert "<link" not in html
+    assert 'src="http' not in html
+    assert "default-src 'none'" in html
+
+
+def test_a_second_run_embeds_nothing_and_repeats_the_figures(
+    run: tuple[Path, dict[str, object]], tmp_path: Path
+) -> None:
+    again = document("train", "--config", run[0] / "config.json", "--out", tmp_path / "again")
+    assert again["cached"] == again["embedded"] == 60
+    for key in ("accuracy", "interval", "fingerprint", "n_train"):
+        assert again[key] == run[1][key]
+    first, second = (p / "classifier" / "head.safetensors" for p in (run[0], tmp_path / "again"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_the_encoder_is_unchanged_by_training(vit: Path, photos: Path, tmp_path: Path) -> None:
+    from dinoprobe.encoder import EncoderSettings
+    from dinoprobe.train import DataSettings, TrainConfig, train
+
+    before = Encoder.from_pretrained(str(vit), device="cpu").parameters_digest()
+    for options in ({"head": "logistic"}, {"head": "linear", "on_the_fly": True}):
+        trained = train(
+            TrainConfig(
+                data=DataSettings(source=str(photos)),
+                encoder=EncoderSettings(name=str(vit), device="cpu"),
+                store=str(tmp_path / "store"),
+                out=str(tmp_path / str(options["head"])),
+                **options,  # type: ignore[arg-type]
+            )
+        )
+        assert trained.classifier.encoder.parameters_digest() == before
+
+
+def test_evaluate_repeats_the_run_on_its_own_test_part(run: tuple[Path, dict[str, object]]) -> None:
+    found = document("evaluate", run[0])
+    for key in ("accuracy", "interval", "n_test", "fingerprint", "encoder"):
+        assert found[key] == run[1][key]
+    assert found["schema"] == "dinoprobe.evaluate/1"
+    assert (Path(str(found["run"])) / "report.html").exists()
+
+
+def test_evaluate_on_the_same_images_says_that_they_were_trained_on(
+    run: tuple[Path, dict[str, object]], photos: Path
+) -> None:
+    found = document("evaluate", run[0], photos)
+    assert found["n_test"] == 60
+    assert any("48 of 60 images were also trained on" in note for note in found["notes"])  # type: ignore[union-attr]
+
+
+def test_evaluate_refuses_a_class_that_was_never_trained(
+    run: tuple[Path, dict[str, object]], tmp_path: Path
+) -> None:
+    (tmp_path / "Red").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "Red" / "a.png")
+    found = document("evaluate", run[0], tmp_path, code=2)
+    assert "'Red' is close to 'red'" in str(found["message"])
+
+
+def test_predict_gives_a_row_for_each_image_and_for_each_failure(
+    run: tuple[Path, dict[str, object]], photos: Path
+) -> None:
+    found = document(
+        "predict", run[0], photos / "blue" / "00.png", photos / "red" / "broken.jpg",
+        photos / "nothing.png",
+    )  # fmt: skip
+    good, broken, missing = found["rows"]  # type: ignore[misc]
+    assert good["label"] == "blue"
+    assert good["probability"] == good["top"][0]["probability"]
+    assert sum(score["probability"] for score in good["top"]) == pytest.approx(1, abs=1e-6)
+    assert broken["label"] is None
+    assert broken["failure"]["reason"]
+    assert missing["failure"]["kind"] == "unreadable"
+    assert found["failed"] == 2
+
+
+def test_predict_agrees_with_the_predictions_of_the_run(
+    run: tuple[Path, dict[str, object]], photos: Path
+) -> None:
+    with (run[0] / "predictions.csv").open() as file:
+        expected = {row["key"]: row for row in csv.DictReader(file)}
+    rows = document("predict", run[0], photos)["rows"]
+    found = {row["key"]: row for row in rows if "failure" not in row}  # type: ignore[attr-defined]
+    for key, row in expected.items():
+        assert found[key]["label"] == row["predicted"]
+        assert found[key]["probability"] == pytest.approx(float(row["probability"]), abs=1e-6)
+
+
+def test_predict_formats(run: tuple[Path, dict[str, object]], photos: Path) -> None:
+    images = [photos / "blue" / "00.png", photos / "red" / "broken.jpg"]
+    lines = [
+        json.loads(line)
+        for line in invoke("predict", run[0], *images, "--jsonl").stdout.splitlines()
+    ]
+    assert [line["label"] for line in lines] == ["blue", None]
+    table = list(csv.DictReader(invoke("predict", run[0], *images, "--csv").stdout.splitlines()))
+    assert [row["label"] for row in table] == ["blue", ""]
+    assert table[1]["failure"]
+    plain = invoke("predict", run[0], *images)
+    assert "00.png  blue" in plain.stdout
+    assert "broken.jpg  failed: " in plain.stdout
+    assert invoke("predict", run[0], *images, "--csv", "--json").exit_code == 2
+
+
+def test_predict_reads_paths_from_stdin(run: tuple[Path, dict[str, object]], photos: Path) -> None:
+    paths = "".join(f"{photos / 'green' / name}\n" for name in ("00.png", "01.png"))
+    result = CliRunner().invoke(app, ["predict", str(run[0]), "-", "--json"], input=paths)
+    rows = json.loads(result.stdout)["rows"]
+    assert [row["label"] for row in rows] == ["green", "green"]
+
+
+def test_embed_counts_everything_and_exports(photos: Path, vit: Path, tmp_path: Path) -> None:
+    arguments = ["embed", photos, "--encoder", vit, "--store", tmp_path / "store"]
+    first = document(
+        *arguments, "--export", tmp_path / "x.safetensors", "--failures", tmp_path / "f.csv"
+    )
+    again = document(*arguments)
+    assert (first["embedded"], first["cached"], first["failed"], first["skipped"]) == (60, 0, 1, 2)
+    assert (again["embedded"], again["cached"], again["failed"]) == (60, 60, 1)
+    assert again["content_digest"] == first["content_digest"]
+    assert (tmp_path / "x.safetensors").stat().st_size > 60 * 64 * 4
+    assert "red/broken.jpg" in (tmp_path / "f.csv").read_text()
+
+
+def test_strict_exits_with_4_after_the_work_is_done(
+    photos: Path, vit: Path, tmp_path: Path
+) -> None:
+    found = document(
+        "embed", photos, "--encoder", vit, "--store", tmp_path / "s", "--strict", code=4
+    )
+    assert found["embedded"] == 60
+
+
+@pytest.mark.parametrize(
+    ("options", "accuracy"),
+    [
+        (["--head", "linear", "--epochs", "30", "--lr", "0.01"], 0.9),
+        (["--head", "linear", "--on-the-fly", "--epochs", "8", "--lr", "0.02"], 0.6),
+        (["--head", "knn"], 0.9),
+        (["--head", "sklearn:sklearn.naive_bayes.GaussianNB"], 0.9),
+        (["--pooling", "cls", "--size", "64", "--exact"], 0.9),
+    ],
+)
+def test_heads_and_options(
+    photos: Path, vit: Path, tmp_path: Path, options: list[str], accuracy: float
+) -> None:
+    found = document("train", photos, "-e", vit, "--out", tmp_path / "r", *options)
+    assert found["accuracy"] >= accuracy  # type: ignore[operator]
+    again = document("evaluate", tmp_path / "r")
+    assert again["accuracy"] == found["accuracy"]
+    if "linear" in options:
+        events = [
+            json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()
+        ]
+        losses = [event["loss"] for event in events if event["event"] == "epoch"]
+        assert losses[-1] < losses[0]
+
+
+def test_given_splits_are_used_and_validation_chooses(
+    photos: Path, vit: Path, tmp_path: Path
+) -> None:
+    for i, part in enumerate(["Train", "Validation", "TEST"]):
+        for name in COLOURS:
+            (tmp_path / "d" / part / name).mkdir(parents=True)
+            for j in range(i * 6, i * 6 + 6):
+                source = photos / name / f"{j:02d}.png"
+                (tmp_path / "d" / part / name / source.name).symlink_to(source)
+    found = document("train", tmp_path / "d", "-e", vit, "--out", tmp_path / "r")
+    assert (found["n_train"], found["n_test"]) == (36, 18)
+    assert "strength chosen on the validation part; given split" in str(found["protocol"])
+
+
+def test_a_table_with_columns_by_flag(photos: Path, vit: Path, tmp_path: Path) -> None:
+    rows = [
+        f"{photos / name / f'{i:02d}.png'},{name},{i % 5}" for name in COLOURS for i in range(20)
+    ]
+    (tmp_path / "t.csv").write_text("where,what,plate\n" + "\n".join(rows) + "\n")
+    found = document(
+        "train", tmp_path / "t.csv", "-e", vit, "--out", tmp_path / "r",
+        "--path-column", "where", "--label-column", "what", "--group-column", "plate",
+    )  # fmt: skip
+    assert found["accuracy"] == 1.0
+    with (tmp_path / "r" / "split.csv").open() as file:
+        sides = {(row["group"], row["split"]) for row in csv.DictReader(file)}
+    assert len(sides) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["train", "nowhere", "-e", "builtin"], "nowhere"),
+        (["train", ".", "-e", "vits61"], "Did you mean vits16"),
+        (["train", "."], "no encoder was given"),
+        (["train", ".", "-e", "builtin", "--head", "logistik"], "logistic"),
+        (["train", ".", "-e", "builtin", "--head", "knn", "--on-the-fly"], "Use --head linear"),
+        (["train", ".", "-e", "builtin", "-O", "C"], "expected NAME=VALUE"),
+        (["train", "--config", "nowhere.json"], "Give a run's config.json"),
+        (["evaluate", "nowhere"], "no such directory"),
+        (["predict", "nowhere", "x.jpg"], "no such directory"),
+        (["embed", ".", "-e", "builtin", "--export", "x.csv"], "Expected one of"),
+        (["embed", ".", "-e", "builtin", "--dtype", "float16"], "Use bfloat16 or float32"),
+    ],
+)
+def test_a_users_mistake_is_one_message_and_exit_2(
+    arguments: list[str], says: str, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos)
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_an_out_directory_in_use_is_refused_before_any_work(
+    photos: Path, vit: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "x").write_text("")
+    found = document("train", photos, "-e", vit, "--out", tmp_path, code=2)
+    assert "not an empty directory" in str(found["message"])

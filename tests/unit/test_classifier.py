@@ -1,0 +1,191 @@
+"""The saved classifier: round trip, and refusal of everything that does not agree."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.checkpoints import save_vit
+
+from dinoprobe.classifier import ImageClassifier, classifier_folder, training_digest
+from dinoprobe.encoder import Encoder
+from dinoprobe.errors import ConfigurationError, FormatError, MismatchError
+from dinoprobe.heads import KNNProbe, LogisticProbe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_vit(tmp_path_factory.mktemp("vit"))
+
+
+@pytest.fixture(scope="module")
+def encoder(vit: Path) -> Encoder:
+    return Encoder.from_pretrained(str(vit), device="cpu")
+
+
+def png(red: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30), (red, 10, 200)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def classifier(encoder: Encoder) -> ImageClassifier:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(30, encoder.dimension)).astype(np.float32)
+    head = LogisticProbe(C=1.0).fit(X, np.array(["cat", "dog", "猫"] * 10, dtype=object))
+    return ImageClassifier(encoder, head, training={"n": 30}, figures={"accuracy": 0.5})
+
+
+def edit(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("kind", ["logistic", "knn"])
+def test_saved_and_loaded_it_predicts_the_same_bits(
+    classifier: ImageClassifier, kind: str, tmp_path: Path
+) -> None:
+    X = np.random.default_rng(1).normal(size=(20, classifier.encoder.dimension)).astype(np.float32)
+    if kind == "knn":
+        labels = np.array(["cat", "dog"] * 10, dtype=object)
+        classifier = ImageClassifier(classifier.encoder, KNNProbe(k=3).fit(X, labels))
+    classifier.save(tmp_path / "c")
+    loaded = ImageClassifier.load(tmp_path / "c", device="cpu")
+    np.testing.assert_array_equal(loaded.predict_features(X), classifier.predict_features(X))
+    assert loaded.classes == classifier.classes
+    assert loaded.training == classifier.training
+    assert loaded.figures == classifier.figures
+
+
+def test_predictions_have_sorted_top_and_failures(classifier: ImageClassifier) -> None:
+    good, broken, other = classifier.predict([png(1), b"not an image", png(250)], top_k=2)
+    assert good.label == good.top[0].label
+    assert [s.probability for s in good.top] == sorted(
+        (s.probability for s in good.top), reverse=True
+    )
+    assert len(good.top) == 2
+    assert broken.label is None
+    assert broken.failure is not None
+    assert broken.failure.reason
+    assert other.failure is None
+
+
+def test_only_the_head_is_saved(classifier: ImageClassifier, tmp_path: Path) -> None:
+    classifier.save(tmp_path / "c", card="# card")
+    assert sorted(p.name for p in (tmp_path / "c").iterdir()) == [
+        "README.md",
+        "config.json",
+        "head.safetensors",
+    ]
+    assert sum(p.stat().st_size for p in (tmp_path / "c").iterdir()) < 10_000
+
+
+def test_a_bundled_encoder_travels_with_its_licence(
+    vit: Path, classifier: ImageClassifier, tmp_path: Path
+) -> None:
+    (vit / "LICENSE.md").write_text("terms")
+    classifier.save(tmp_path / "c", bundle_encoder=True)
+    moved = (tmp_path / "c").rename(tmp_path / "moved")
+    assert (moved / "encoder" / "LICENSE.md").read_text() == "terms"
+    assert ImageClassifier.load(moved, device="cpu").classes == classifier.classes
+
+
+def test_saving_over_itself_works_and_over_other_files_does_not(
+    classifier: ImageClassifier, tmp_path: Path
+) -> None:
+    classifier.save(tmp_path / "c")
+    classifier.save(tmp_path / "c")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"")
+    with pytest.raises(ConfigurationError, match=r"holds other files \(cat\.jpg\)"):
+        classifier.save(tmp_path / "photos")
+
+
+def test_a_run_directory_loads_too(classifier: ImageClassifier, tmp_path: Path) -> None:
+    classifier.save(tmp_path / "run" / "classifier")
+    assert classifier_folder(tmp_path / "run") == tmp_path / "run" / "classifier"
+
+
+def test_other_weights_are_refused_and_both_sides_named(
+    classifier: ImageClassifier, tmp_path: Path
+) -> None:
+    other = save_vit(tmp_path / "other", seed=9)
+    classifier.save(tmp_path / "c")
+    digest = classifier.encoder.weights_digest
+    with pytest.raises(MismatchError, match=rf"digest of the weights is '(?!{digest}).*'{digest}'"):
+        ImageClassifier.load(tmp_path / "c", device="cpu", encoder=str(other))
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"pooling": "cls"}, MismatchError, "fingerprint"),
+        ({"classes": ["a", "b", "c"]}, MismatchError, "classes of the head"),
+        ({"head_digest": "0"}, MismatchError, "SHA-256"),
+        ({"format_version": 2}, FormatError, "format version 2, this dinoprobe reads 1"),
+        ({"format": "pickle"}, FormatError, "format is 'pickle'"),
+    ],
+)
+def test_what_does_not_agree_is_refused(
+    classifier: ImageClassifier,
+    tmp_path: Path,
+    changes: dict[str, object],
+    error: type[Exception],
+    says: str,
+) -> None:
+    classifier.save(tmp_path / "c")
+    edit(tmp_path / "c", **changes)
+    with pytest.raises(error, match=says):
+        ImageClassifier.load(tmp_path / "c", device="cpu")
+
+
+def test_changed_preprocessing_is_refused(classifier: ImageClassifier, tmp_path: Path) -> None:
+    classifier.save(tmp_path / "c")
+    values = json.loads((tmp_path / "c" / "config.json").read_text())["preprocessing"]
+    edit(tmp_path / "c", preprocessing={**values, "size": [64, 64]})
+    with pytest.raises(MismatchError, match="fingerprint"):
+        ImageClassifier.load(tmp_path / "c", device="cpu")
+
+
+@pytest.mark.parametrize("position", [0, 100, -1])
+def test_one_changed_byte_of_the_head_is_refused(
+    classifier: ImageClassifier, tmp_path: Path, position: int
+) -> None:
+    classifier.save(tmp_path / "c")
+    path = tmp_path / "c" / "head.safetensors"
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(MismatchError, match="SHA-256"):
+        ImageClassifier.load(tmp_path / "c", device="cpu")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"format": "dinoprobe-classifier", "format_version": 1}']
+)
+def test_a_damaged_config_is_refused(
+    classifier: ImageClassifier, tmp_path: Path, text: str
+) -> None:
+    classifier.save(tmp_path / "c")
+    (tmp_path / "c" / "config.json").write_text(text)
+    with pytest.raises(FormatError, match=r"config\.json"):
+        ImageClassifier.load(tmp_path / "c", device="cpu")
+
+
+def test_nothing_there_says_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="no such directory"):
+        ImageClassifier.load(tmp_path / "nothing")
+
+
+def test_the_training_digest_follows_labels_and_not_the_order() -> None:
+    digest = training_digest(("a", "b"), ("1", "2"), ["x", "y"])
+    assert digest == training_digest(("b", "a"), ("2", "1"), ["y", "x"])
+    assert digest != training_digest(("a", "b"), ("1", "2"), ["y", "x"])
