@@ -1,7 +1,7 @@
 """A whole dataset to features, with a store in between: what is known is not computed again.
 
-Progress is committed every 4,096 rows or 30 s, whichever is first, so a kill costs at most 30 s of
-work and Lance gets at most 120 small fragments an hour, which the end of the run joins. Features
+Progress is committed every 4,096 rows or 10 s, whichever is first, so a kill costs at most 10 s of
+work and Lance gets at most 360 small fragments an hour, which the end of the run joins. Features
 are committed before the manifest; an entry without its row only costs one more reading.
 """
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from dinoprobe.store import KnownHashes
 
 FLUSH_ROWS = 4096
-FLUSH_SECONDS = 30.0
+FLUSH_SECONDS = 10.0
 _PASSES = 2  # the second one replaces stored rows that turned out to be damaged
 
 

@@ -1,0 +1,97 @@
+"""What the README tells people to type works; the built-in encoder stands for gated weights."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from dinoprobe.cli.app import app
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with what the README speaks of: photos/, more_photos/, new/, cat.jpg."""
+    root = tmp_path_factory.mktemp("readme")
+    rng = np.random.default_rng(0)
+    for folder in ("photos", "more_photos", "new", "photos/train"):
+        for name, level in (("cat", 60), ("dog", 190)):
+            (root / folder / name).mkdir(parents=True, exist_ok=True)
+            for i in range(12):
+                pixels = np.clip(rng.normal(level, 30, (32, 32, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / folder / name / f"{i}.jpg")
+    for i in range(3):
+        (root / "new" / "cat" / f"{i}.jpg").rename(root / "new" / f"{i}.jpg")
+    (root / "photos" / "dog" / "0.jpg").rename(root / "cat.jpg")
+    return root
+
+
+def commands() -> list[str]:
+    """The README's `dinoprobe` lines without their comments, but for those that need an account."""
+    blocks = re.findall(r"```\n(.*?)```", README, flags=re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    lines += re.findall(r"`(dinoprobe embed [^`]+)`", README)
+    return [
+        line
+        for line in lines
+        if re.match(r"dinoprobe (train|evaluate|predict|embed) \w*[/.]", line)
+    ]
+
+
+def test_there_are_commands_to_check() -> None:
+    verbs = [line.split()[1] for line in commands()]
+    assert verbs == ["train", "evaluate", "predict", "embed"]
+
+
+def test_the_commands_work_in_their_order(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    import shutil
+
+    shutil.rmtree(place / "photos" / "train", ignore_errors=True)
+    for line in commands():
+        arguments = shlex.split(line.replace("vits16", "builtin"))[1:]
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, (line, result.output)
+    assert (place / "runs" / "photos-001" / "report.html").exists()
+    assert (place / "features.parquet").exists()
+
+
+def test_the_python_lines_work(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    for name in ("cat", "dog"):
+        target = place / "photos" / "train" / name
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(place / "more_photos" / name)
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    scope: dict[str, object] = {}
+    exec(code.replace("vits16", "builtin"), scope)
+    assert scope["head"].classes_.tolist() == ["cat", "dog"]  # type: ignore[attr-defined]
+
+
+def test_every_file_that_the_documents_link_to_exists() -> None:
+    for document in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        text = document.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#]+)\)", text):
+            if not target.startswith("http"):
+                assert (document.parent / target).exists(), (document.name, target)
+
+
+def test_every_key_of_the_json_documents_is_described() -> None:
+    text = (ROOT / "docs" / "json.md").read_text(encoding="utf-8")
+    described = set(re.findall(r"`([a-z_]+)`", text))
+    sources = ("cli/embed.py", "cli/predict.py", "outcome.py", "demo/run.py", "train.py")
+    for name in sources:
+        source = (ROOT / "src" / "dinoprobe" / name).read_text(encoding="utf-8")
+        for block in re.findall(r'return \{\n        "schema".*?\n    \}', source, flags=re.DOTALL):
+            keys = set(re.findall(r'\n        "([a-z_]+)":', block))
+            missing = keys - described - {"schema", "dataset", "versions", "created"}
+            assert not missing, (name, missing)
