@@ -18,7 +18,7 @@ import dinoprobe
 FOLDER = Path(dinoprobe.__file__).parent / "encoder" / "builtin"
 MEGABYTE = 1_000_000
 CLASSES = {"builtin": "DINOv3ViTModel", "builtin-convnext": "DINOv3ConvNextModel"}
-FLOOR = {"builtin": 0.75, "builtin-convnext": 0.75}
+FLOOR = {"builtin": 0.88, "builtin-convnext": 0.85}
 
 
 def load(name: str) -> tuple[Any, dict[str, Any]]:

@@ -1,0 +1,1 @@
+"""The demo task: real handwritten digits on procedural clutter, and its run."""
