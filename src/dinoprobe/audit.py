@@ -6,6 +6,7 @@ Out-of-fold predictions on the training part: each row is judged by a head fitte
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Suspect(NamedTuple):
 
 
 def suspicious_labels(
-    head: ProbeBase, features: Features, folds: npt.NDArray[np.intp], *, limit: int = 50
+    head: ProbeBase, features: Features, folds: npt.NDArray[np.intp], *, limit: int = 1000
 ) -> list[Suspect]:
     """Rows whose label another class beats by `MINIMUM_MARGIN`, the most doubtful first.
 
@@ -44,7 +45,9 @@ def suspicious_labels(
         others = (folds != fold).nonzero()[0]
         if len(set(features.y[others])) < 2:
             continue
-        fitted = clone(head).fit(features.X[others], features.y[others])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said of the head itself where it matters
+            fitted = clone(head).fit(features.X[others], features.y[others])
         suspects += _judge(fitted, features, rows)
     suspects.sort(key=lambda suspect: suspect.label_probability - suspect.probability)
     return suspects[:limit]

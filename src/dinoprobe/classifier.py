@@ -16,10 +16,16 @@ import hashlib
 import json
 import shutil
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
-from dinoprobe.errors import ConfigurationError, FormatError, MismatchError
+from dinoprobe.errors import (
+    ConfigurationError,
+    EncoderNotFoundError,
+    FormatError,
+    MismatchError,
+)
 from dinoprobe.types import Failure
 
 if TYPE_CHECKING:
@@ -29,6 +35,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dinoprobe.encoder import Encoder
+    from dinoprobe.engine import Encoded
     from dinoprobe.heads import ProbeBase
 
 FORMAT = "dinoprobe-classifier"
@@ -36,6 +43,8 @@ FORMAT_VERSION = 1
 _CONFIG_FILE = "config.json"
 _HEAD_FILE = "head.safetensors"
 _ENCODER_FOLDER = "encoder"
+_STAGING_FOLDER = ".encoder.new"
+_BLOCK_ROWS = 64
 _FIELDS = {
     "format",
     "format_version",
@@ -51,6 +60,8 @@ _FIELDS = {
     "training",
     "figures",
 }
+
+_ENCODER_FIELDS = {"name", "commit", "model_type", "weights_digest", "bundled"}
 
 
 class Score(NamedTuple):
@@ -118,23 +129,32 @@ class ImageClassifier:
         from dinoprobe.datasets import open_dataset
         from dinoprobe.engine import encode
 
-        for item in encode(open_dataset(images).samples, self.encoder):
+        found = encode(open_dataset(images).samples, self.encoder)
+        while block := list(islice(found, _BLOCK_ROWS)):
+            yield from self._predict_block(block, top_k)
+
+    def _predict_block(self, block: list[Encoded | Failure], top_k: int) -> Iterator[Prediction]:
+        import numpy as np
+
+        rows = [item.row for item in block if not isinstance(item, Failure)]
+        answers = iter(self.predict_features(np.stack(rows)) if rows else ())
+        for item in block:
             if isinstance(item, Failure):
                 yield Prediction(item.key, None, None, failure=item)
             else:
-                probabilities = self.predict_features(item.row[None])[0]
-                yield self.prediction(item.key, probabilities, top_k)
+                yield self.prediction(item.key, next(answers), top_k)
 
     def prediction(
         self, key: str, probabilities: npt.NDArray[np.float64], top_k: int
     ) -> Prediction:
         """The `Prediction` for one row of probabilities `(classes,)`."""
         order = (-probabilities).argsort(kind="stable")[: max(1, top_k)]
-        top = tuple(Score(self.classes[i], float(probabilities[i])) for i in order)
+        names = self.head.classes_
+        top = tuple(Score(str(names[i]), float(probabilities[i])) for i in order)
         return Prediction(key, top[0].label, top[0].probability, top)
 
     def save(self, path: str | Path, *, bundle_encoder: bool = False, card: str = "") -> None:
-        """Write the directory. config.json comes last: without it there is no classifier.
+        """Write the directory, config.json last: it holds the digest of the head beside it.
 
         `bundle_encoder` copies the encoder's files, its licence with them. Raises FormatError when
         the head has no form without pickle, ConfigurationError when `path` holds something else.
@@ -142,11 +162,10 @@ class ImageClassifier:
         from dinoprobe.files import save_tensors, sha256_file, write_atomic, write_json
         from dinoprobe.heads import to_state
 
-        folder = Path(path)
+        folder = Path(path).expanduser()
         _refuse_foreign(folder)
         state, arrays = to_state(self.head)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _CONFIG_FILE).unlink(missing_ok=True)
         save_tensors(folder / _HEAD_FILE, arrays)
         if bundle_encoder:
             _bundle(self.encoder.reference.folder, folder / _ENCODER_FOLDER)
@@ -228,6 +247,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise FormatError(msg)
     if missing := sorted(_FIELDS - config.keys()):
         raise FormatError(f"{path}: lacks {', '.join(missing)}. The file is damaged; train again.")
+    for name in ("encoder", "preprocessing", "head", "training", "figures"):
+        if not isinstance(config[name], dict):
+            msg = f"{path}: '{name}' is not an object. The file is damaged; train again."
+            raise FormatError(msg)
+    if missing := sorted(_ENCODER_FIELDS - config["encoder"].keys()):
+        msg = f"{path}: 'encoder' lacks {', '.join(missing)}. The file is damaged; train again."
+        raise FormatError(msg)
     return config
 
 
@@ -244,26 +270,37 @@ def _load_head(folder: Path, config: dict[str, Any]) -> ProbeBase:
 
 
 def _load_encoder(folder: Path, config: dict[str, Any], device: str, name: str | None) -> Encoder:
-    from dinoprobe.encoder import Encoder
+    from dinoprobe.encoder import Encoder, EncoderReference, locate
     from dinoprobe.preprocess import Preprocessing
 
     preprocessing = Preprocessing.from_dict(config["preprocessing"])
+    saved = config["encoder"]
+    given = name or _saved_name(saved)
+    try:
+        if saved["bundled"] and name is None:
+            own = (folder / _ENCODER_FOLDER).resolve()
+            reference = EncoderReference(saved["name"], saved["commit"], own)
+        else:
+            reference = locate(given)
+    except EncoderNotFoundError as error:
+        msg = (
+            f"{folder}: its encoder was loaded from {given}, where nothing is now. Say where the "
+            "same weights are: --encoder NAME, or load(encoder=NAME)."
+        )
+        raise EncoderNotFoundError(msg) from error
     encoder = Encoder.from_pretrained(
-        name or _encoder_name(folder, config["encoder"]),
+        reference,
         pooling=config["pooling"],
         device=device,
         dtype=config["precision"],
         preprocessing=preprocessing,
     )
-    saved = config["encoder"]
     _expect("encoder: digest of the weights", encoder.weights_digest, saved["weights_digest"])
     _expect("encoder: fingerprint", encoder.fingerprint, config["fingerprint"])
     return encoder
 
 
-def _encoder_name(folder: Path, saved: dict[str, Any]) -> str:
-    if saved["bundled"]:
-        return str((folder / _ENCODER_FOLDER).resolve())
+def _saved_name(saved: dict[str, Any]) -> str:
     return f"{saved['name']}@{saved['commit']}" if saved["commit"] else str(saved["name"])
 
 
@@ -277,18 +314,30 @@ def _expect(what: str, found: object, expected: object) -> None:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    known = {_CONFIG_FILE, _HEAD_FILE, "README.md", _ENCODER_FOLDER}
+    known = {_CONFIG_FILE, _HEAD_FILE, "README.md", _ENCODER_FOLDER, _STAGING_FOLDER}
     if folder.is_file():
         raise ConfigurationError(f"{folder}: a file, expected a directory. Give another path.")
-    if folder.is_dir() and (foreign := sorted({p.name for p in folder.iterdir()} - known)):
+    if not folder.is_dir():
+        return
+    names = {p.name for p in folder.iterdir() if not p.name.startswith(".dinoprobe-")}
+    if _CONFIG_FILE in names:
+        read_config(folder)
+    foreign = sorted(names - known if _HEAD_FILE in names else names)
+    if foreign:
         msg = f"{folder}: holds other files ({foreign[0]}). Give an empty or a new directory."
         raise ConfigurationError(msg)
 
 
 def _bundle(source: Path, target: Path) -> None:
-    staging = target.with_name(f".{target.name}.new")
+    """Copy the files of the checkpoint, its licence with them, and nothing else of its folder."""
+    from dinoprobe.encoder.hub import CHECKPOINT_FILES
+
+    staging = target.with_name(_STAGING_FOLDER)
     shutil.rmtree(staging, ignore_errors=True)
-    shutil.copytree(source, staging)  # follows the links of the hub's cache
+    staging.mkdir()
+    for pattern in CHECKPOINT_FILES:
+        for path in source.glob(pattern):
+            shutil.copyfile(path, staging / path.name)  # follows the links of the hub's cache
     shutil.rmtree(target, ignore_errors=True)
     staging.rename(target)
 

@@ -6,10 +6,12 @@ derives from the builtin that a caller would catch, says its exit code and pickl
 
 from __future__ import annotations
 
+EXIT_BUG = 1
 EXIT_BAD_INPUT = 2
 EXIT_NO_ACCESS = 3
 EXIT_FAILURES = 4
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
 
 
 class DinoprobeError(Exception):

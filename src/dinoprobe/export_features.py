@@ -43,12 +43,12 @@ def writer_for(path: Path) -> Callable[[Features, Path], tuple[Path, ...]]:
 
 
 def _write_npy(features: Features, path: Path) -> tuple[Path, ...]:
-    """`X` alone, with the rows' names in a .csv of the same name, which comes first."""
+    """`X` alone, with the rows' names in `<name>.npy.csv`, which comes first."""
     import numpy as np
 
-    table = path.with_suffix(".csv")
+    table = path.with_name(f"{path.name}.csv")
     text = io.StringIO(newline="")
-    rows = csv.writer(text, lineterminator="\n")
+    rows = csv.writer(text)
     rows.writerow(("key", "label", "split", "group", "content_hash"))
     rows.writerows(zip(*_columns(features).values(), strict=True))
     write_atomic(table, text.getvalue().encode("utf-8", "backslashreplace"))

@@ -10,6 +10,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from dinoprobe.engine.pipeline import MAX_WORKERS, encode_within_memory, single_threaded
 from dinoprobe.errors import HeadError, ImageError
 from dinoprobe.types import Failure
 
@@ -43,7 +44,9 @@ def fit_online(
     classes = sorted({str(sample.label) for sample in samples})
     training = probe.begin(encoder.dimension, classes)
     failures: dict[str, Failure] = {}
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(
+        min(MAX_WORKERS, os.cpu_count() or 1), initializer=single_threaded()
+    ) as pool:
         for epoch in range(probe.epochs):
             order = np.random.default_rng([probe.random_state, epoch]).permutation(len(samples))
             for start in range(0, len(order), probe.batch_size):
@@ -81,6 +84,8 @@ class _Opener:
             return Failure(sample.key, error.kind, str(error))
         except OSError as error:
             return Failure(sample.key, "unreadable", str(error))
+        except MemoryError:
+            return Failure(sample.key, "too-large", "not enough memory to decode it")
         return tensor
 
 
@@ -91,8 +96,6 @@ def _step(
     images: Sequence[torch.Tensor | Failure],
     failures: dict[str, Failure],
 ) -> None:
-    import torch
-
     tensors, labels = [], []
     for sample, image in zip(samples, images, strict=True):
         if isinstance(image, Failure):
@@ -101,4 +104,5 @@ def _step(
             tensors.append(image)
             labels.append(str(sample.label))
     if tensors:
-        training.step(encoder.encode(torch.stack(tensors)), labels)
+        rows, _ = encode_within_memory(encoder, tensors, len(tensors))
+        training.step(rows, labels)

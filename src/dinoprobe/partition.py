@@ -19,7 +19,7 @@ from dinoprobe.errors import DatasetError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from dinoprobe.types import Features, Split
+    from dinoprobe.types import Dataset, Features, Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +45,38 @@ def partition(features: Features, *, seed: int, test_fraction: float) -> Partiti
     if len(labelled) < len(features):
         notes.append(f"{len(features) - len(labelled)} images without a label were left out.")
     if len({features.y[i] for i in labelled}) < 2:
-        found = sorted({str(features.y[i]) for i in labelled})
-        msg = f"found {len(found)} class(es) {found}, expected at least 2. {_LAYOUT}"
-        raise DatasetError(msg)
+        raise DatasetError(_too_few(features, {str(features.y[i]) for i in labelled}))
     given = {features.splits[i] for i in labelled} - {None, "train"} != set()
     splits, more = (
         _given(features, labelled) if given else _made(features, labelled, seed, test_fraction)
     )
-    all_notes = (*notes, *more, *_leaks(features, splits))
+    all_notes = (*notes, *more, *_leaks(features, splits), *_split_groups(features, splits))
     return _checked(features, Partition(tuple(splits), given, all_notes))
 
 
-_LAYOUT = "Put images into one folder per class, or give a table with a label column."
+_LAYOUT = (
+    "Put images into one folder per class and name the folder above, or give a table with a label "
+    "column; a list or a pattern of files has no labels."
+)
+
+
+def check_labels(dataset: Dataset) -> None:
+    """Raise DatasetError for fewer than two classes, before anything is embedded."""
+    if len(dataset.classes) < 2:
+        found = ", ".join(dataset.classes) or "none"
+        msg = f"{dataset.uri}: found {len(dataset.classes)} classes ({found}), expected at least 2."
+        raise DatasetError(f"{msg} {_LAYOUT}")
+
+
+def _too_few(features: Features, classes: set[str]) -> str:
+    found = f"{len(classes)} classes ({', '.join(sorted(classes)) or 'none'})"
+    if not features.failures:
+        return f"found {found}, expected at least 2. {_LAYOUT}"
+    first = features.failures[0]
+    return (
+        f"found {found} among the images that can be used, expected at least 2. "
+        f"{len(features.failures)} images can not be used, first {first.key}: {first.reason}"
+    )
 
 
 def _given(features: Features, labelled: list[int]) -> tuple[list[Split | None], list[str]]:
@@ -107,6 +127,23 @@ def _leaks(features: Features, splits: list[Split | None]) -> list[str]:
     ]
 
 
+def _split_groups(features: Features, splits: list[Split | None]) -> list[str]:
+    """Groups of a given split that stand on both sides of the test."""
+    sides: dict[str, set[bool]] = {}
+    for group, part in zip(features.groups, splits, strict=True):
+        if group is not None and part is not None:
+            sides.setdefault(group, set()).add(part == "test")
+    shared = sorted(group for group, found in sides.items() if len(found) > 1)
+    if not shared:
+        return []
+    return [
+        (
+            f"{len(shared)} groups have images in the test part and outside of it, first "
+            f"'{shared[0]}': figures on the test part may be too good."
+        )
+    ]
+
+
 def _checked(features: Features, result: Partition) -> Partition:
     train, test = result.rows("train", "val"), result.rows("test")
     if not len(train) or not len(test):
@@ -132,6 +169,11 @@ def selection_folds(
     """
     if "val" in splits:
         return np.array([0 if part == "val" else -1 for part in splits], dtype=np.intp)
+    return dealt_folds(features, seed=seed, n_folds=n_folds)
+
+
+def dealt_folds(features: Features, *, seed: int, n_folds: int = 5) -> npt.NDArray[np.intp]:
+    """As `selection_folds` without a validation part."""
     for count in range(n_folds, 1, -1):
         try:
             return folds(

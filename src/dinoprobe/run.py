@@ -15,16 +15,20 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+import os
 import re
+import shutil
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dinoprobe.errors import ConfigurationError
-from dinoprobe.files import write_atomic
+from dinoprobe.files import WriteError, to_json, write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from dinoprobe.audit import Suspect
 
@@ -40,21 +44,92 @@ def check_out(out: str | None) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         msg = f"{folder}: exists and is not an empty directory. Give another --out."
         raise ConfigurationError(msg)
+    above = next((parent for parent in folder.absolute().parents if parent.exists()), None)
+    if above is None or not above.is_dir() or not os.access(above, os.W_OK):
+        msg = f"{folder}: {above} is not a directory that can be written to. Give another --out."
+        raise ConfigurationError(msg)
 
 
-def new_run(out: str | None, dataset_uri: str) -> Path:
-    """A fresh directory: `out`, or `runs/<dataset>-001` and so on. Raises ConfigurationError."""
-    if out is None:
-        return _next(Path(DEFAULT_FOLDER), dataset_name(dataset_uri))
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """A directory under way: files go into `folder`, which becomes `path` when all are there."""
+
+    folder: Path
+    path: Path
+
+
+@contextmanager
+def new_run(out: str | None, dataset_uri: str) -> Iterator[Staged]:
+    """A fresh directory: `out`, or `runs/<dataset>-001` and so on. It appears whole or not at all.
+
+    Raises ConfigurationError and WriteError.
+    """
     check_out(out)
-    folder = Path(out).expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    if out is not None:
+        parent, name = Path(out).expanduser().parent, Path(out).expanduser().name
+    else:
+        parent, name = Path(DEFAULT_FOLDER), dataset_name(dataset_uri)
+    with _staged(parent, name, numbered=out is None) as staged:
+        yield staged
 
 
-def new_evaluation(run: Path, dataset_uri: str) -> Path:
-    """A fresh `evaluations/<dataset>-001` in the run directory."""
-    return _next(run / "evaluations", dataset_name(dataset_uri))
+@contextmanager
+def new_evaluation(run: Path, dataset_uri: str) -> Iterator[Staged]:
+    """As `new_run`, at `evaluations/<dataset>-001` in the run directory."""
+    with _staged(run / "evaluations", dataset_name(dataset_uri), numbered=True) as staged:
+        yield staged
+
+
+@contextmanager
+def _staged(parent: Path, name: str, *, numbered: bool) -> Iterator[Staged]:
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{name}-", suffix=".new", dir=parent))
+        folder.chmod(0o777 & ~_umask())
+    except OSError as error:
+        msg = f"{parent}: can not be written to ({error.strerror}). Give another --out."
+        raise WriteError(msg) from error
+    path = _free(parent, name) if numbered else parent / name
+    try:
+        yield Staged(folder, path)
+        _publish(folder, path)
+    except BaseException:
+        if numbered:
+            path.rmdir()  # only the empty directory that held the number
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(folder: Path, path: Path) -> None:
+    try:
+        folder.rename(path)  # replaces an empty directory, never one with files
+    except OSError as error:
+        msg = f"{path}: can not be made ({error.strerror}). Give another --out."
+        raise WriteError(msg) from error
+
+
+def _free(parent: Path, name: str) -> Path:
+    """The first number that nothing has; an empty directory takes it for this process."""
+    for number in range(1, _MAXIMUM_RUNS):
+        path = parent / f"{name}-{number:03d}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+    raise ConfigurationError(f"{parent}: no free number for '{name}'. Give --out.")
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def absolute(place: str) -> str:
+    """A local path made absolute; a URI as it is."""
+    return place if "://" in place else str(Path(place).expanduser().absolute())
 
 
 def dataset_name(uri: str) -> str:
@@ -64,22 +139,10 @@ def dataset_name(uri: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
 
 
-def _next(parent: Path, name: str) -> Path:
-    parent.mkdir(parents=True, exist_ok=True)
-    for number in range(1, _MAXIMUM_RUNS):
-        folder = parent / f"{name}-{number:03d}"
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue
-        return folder
-    raise ConfigurationError(f"{parent}: no free number for '{name}'. Give --out.")
-
-
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write a CSV file in UTF-8, all or nothing."""
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text)
     writer.writerow(header)
     writer.writerows(rows)
     write_atomic(path, text.getvalue())
@@ -94,4 +157,4 @@ def write_suspects(path: Path, suspects: Sequence[Suspect]) -> None:
 
 def write_metrics(path: Path, events: Iterable[dict[str, Any]]) -> None:
     """Write metrics.jsonl, one JSON object a line."""
-    write_atomic(path, "".join(json.dumps(event) + "\n" for event in events))
+    write_atomic(path, b"".join(to_json(event) + b"\n" for event in events))

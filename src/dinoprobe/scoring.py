@@ -11,7 +11,7 @@ import numpy as np
 from dinoprobe.classifier import ImageClassifier, classifier_folder
 from dinoprobe.datasets import SplitRow, check_classes, read_split
 from dinoprobe.engine import embed
-from dinoprobe.errors import DatasetError, FormatError
+from dinoprobe.errors import DatasetError, FormatError, MismatchError
 from dinoprobe.outcome import Context, Outcome, count_parts, judge, outcome_summary, write_outcome
 from dinoprobe.run import check_out, new_evaluation, new_run
 from dinoprobe.store import FeatureStore
@@ -20,8 +20,10 @@ from dinoprobe.types import NoProgress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from dinoprobe.run import Staged
     from dinoprobe.types import Dataset, Features, Progress
 
 SCHEMA = "dinoprobe.evaluate/1"
@@ -41,6 +43,7 @@ def score(
     run: str,
     data: DataSettings | None,
     *,
+    encoder: str | None = None,
     device: str = "auto",
     store: str | None = None,
     out: str | None = None,
@@ -55,10 +58,10 @@ def score(
     start = time.perf_counter()
     check_out(out)
     folder = classifier_folder(run)
-    home = folder.parent if folder.name == "classifier" else folder
+    home = _home(folder)
     known = _known(home)
     dataset = (data or _own_data(home)).open()
-    classifier = ImageClassifier.load(folder, device=device)
+    classifier = ImageClassifier.load(folder, device=device, encoder=encoder)
     embedding = embed(
         dataset, classifier.encoder, store=FeatureStore(store), progress=progress or NoProgress()
     )
@@ -78,10 +81,25 @@ def score(
     )
     for note in context.notes:
         say(note)
-    path = new_run(out, dataset.uri) if out else new_evaluation(home, dataset.uri)
-    write_outcome(path, classifier, outcome, context)
-    summary = outcome_summary(SCHEMA, path, classifier, outcome, context)
-    return Scored(path, classifier, outcome, context, {**summary, "classifier": str(folder)})
+    with _place(out, home, folder, dataset) as staged:
+        write_outcome(staged.folder, classifier, outcome, context)
+    summary = outcome_summary(SCHEMA, staged.path, classifier, outcome, context)
+    return Scored(staged.path, classifier, outcome, context, {**summary, "classifier": str(folder)})
+
+
+def _place(
+    out: str | None, home: Path, folder: Path, dataset: Dataset
+) -> AbstractContextManager[Staged]:
+    """In the run, or in `runs/` for a classifier without one: its directory stays as it is."""
+    if out is not None or home == folder:
+        return new_run(out, dataset.uri)
+    return new_evaluation(home, dataset.uri)
+
+
+def _home(folder: Path) -> Path:
+    """The run directory of a classifier, or the classifier's own where it has left its run."""
+    run = folder.parent
+    return run if folder.name == "classifier" and (run / "split.csv").exists() else folder
 
 
 def _known(home: Path) -> dict[str, SplitRow]:
@@ -107,43 +125,58 @@ def _choose(
     features: Features, known: dict[str, SplitRow], *, own: bool
 ) -> tuple[Features, list[str]]:
     """The rows to judge: the run's test part, or a test part that the images bring, or all."""
-    parts = [_part(features, i, known, own=own) for i in range(len(features))]
-    given = "test" in parts
+    if own:
+        return _own_part(features, known)
+    given = "test" in features.splits
     rows = [
         i
         for i, label in enumerate(features.y)
-        if label is not None and (parts[i] == "test" or not given)
+        if label is not None and (features.splits[i] == "test" or not given)
     ]
-    if not rows or (own and not given):
-        what = "images of the run's test part" if own else "labelled images"
+    notes = []
+    if given:
+        notes.append(f"Only the test part was evaluated: {len(rows)} of {len(features)} images.")
+    kept, more = _without_training(features, rows, known)
+    if not kept:
         msg = (
-            f"found no {what} that can be used, expected at least one. Check the place and labels."
+            f"found {len(rows)} labelled images, {len(rows) - len(kept)} of them trained on; "
+            "expected at least one that can be judged. Give other images, with labels."
         )
         raise DatasetError(msg)
-    chosen = features.select(np.array(rows, dtype=np.intp))
-    notes = [] if own else _seen_in_training(chosen, known)
-    if given and not own:
-        notes.append(f"Only the test part was evaluated: {len(rows)} of {len(features)} images.")
-    return chosen, notes
+    return features.select(np.array(kept, dtype=np.intp)), notes + more
 
 
-def _part(features: Features, i: int, known: dict[str, SplitRow], *, own: bool) -> str | None:
-    if not own:
-        return features.splits[i]
-    row = known.get(features.keys[i])
-    return row.split if row else None
-
-
-def _seen_in_training(chosen: Features, known: dict[str, SplitRow]) -> list[str]:
-    trained = {row.content_hash for row in known.values() if row.split in {"train", "val"}}
-    seen = [
-        key for key, digest in zip(chosen.keys, chosen.hashes, strict=True) if digest in trained
-    ]
-    if not seen:
-        return []
-    return [
-        (
-            f"{len(seen)} of {len(chosen)} images were also trained on, first {seen[0]}: "
-            "the figures are too good by as much."
+def _own_part(features: Features, known: dict[str, SplitRow]) -> tuple[Features, list[str]]:
+    """The run's test part. Raises MismatchError when its images or labels are not the same now."""
+    expected = {key: row for key, row in known.items() if row.split == "test"}
+    rows = [i for i, key in enumerate(features.keys) if key in expected]
+    for i in rows:
+        row = expected[features.keys[i]]
+        if (row.content_hash, row.label) != (features.hashes[i], features.y[i]):
+            msg = (
+                f"{features.keys[i]}: the image or its label is not what the run tested. Put it "
+                "back, or name the images to evaluate: dinoprobe evaluate RUN IMAGES."
+            )
+            raise MismatchError(msg)
+    if len(rows) != len(expected):
+        missing = sorted(expected.keys() - set(features.keys))
+        msg = (
+            f"found {len(rows)} of the {len(expected)} images of the run's test part, "
+            f"{missing[0]} is missing. Put them back, or name the images to evaluate."
         )
-    ]
+        raise MismatchError(msg)
+    return features.select(np.array(rows, dtype=np.intp)), []
+
+
+def _without_training(
+    features: Features, rows: list[int], known: dict[str, SplitRow]
+) -> tuple[list[int], list[str]]:
+    if not known:
+        note = "The classifier has left its run: images that it was trained on can not be told."
+        return rows, [note]
+    trained = {row.content_hash for row in known.values() if row.split in {"train", "val"}}
+    kept = [i for i in rows if features.hashes[i] not in trained]
+    if len(kept) == len(rows):
+        return kept, []
+    left_out = f"{len(rows) - len(kept)} of {len(rows)} images were trained on and left out."
+    return kept, [left_out]

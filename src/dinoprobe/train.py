@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from sklearn.base import clone
@@ -19,9 +21,17 @@ from dinoprobe.classifier import ImageClassifier, training_digest
 from dinoprobe.datasets import open_dataset, write_split
 from dinoprobe.encoder import EncoderSettings, open_encoder
 from dinoprobe.engine import embed
-from dinoprobe.errors import ConfigurationError
+from dinoprobe.errors import ConfigurationError, DinoprobeError, HeadError
 from dinoprobe.files import write_json
-from dinoprobe.heads import KNNProbe, LinearProbe, LogisticProbe, head_from_name
+from dinoprobe.heads import (
+    KNNProbe,
+    LinearProbe,
+    LogisticProbe,
+    SklearnProbe,
+    check_options,
+    head_from_name,
+    with_random_state,
+)
 from dinoprobe.online import fit_online
 from dinoprobe.outcome import (
     Context,
@@ -32,17 +42,16 @@ from dinoprobe.outcome import (
     report_input,
     write_outcome,
 )
-from dinoprobe.partition import partition, selection_folds
+from dinoprobe.partition import check_labels, dealt_folds, partition, selection_folds
 from dinoprobe.preprocess import Augmentation
 from dinoprobe.report import render_card
-from dinoprobe.run import check_out, new_run, write_metrics, write_suspects
+from dinoprobe.run import absolute, check_out, new_run, write_metrics, write_suspects
 from dinoprobe.store import FeatureStore
 from dinoprobe.types import NoProgress
 from dinoprobe.versions import versions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -110,10 +119,35 @@ class TrainConfig:
         try:
             data = DataSettings(**values["data"])
             encoder = EncoderSettings.from_dict(values["encoder"])
-            return cls(**{**values, "data": data, "encoder": encoder})
-        except (TypeError, KeyError) as error:
+            config = cls(**{**values, "data": data, "encoder": encoder})
+            _check_types(config)
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
             msg = f"the configuration does not fit: {error}. Expected a run's config.json."
             raise ConfigurationError(msg) from error
+        return config
+
+
+def _check_types(config: TrainConfig) -> None:
+    """Raise TypeError for a value that JSON allows and the recipe does not."""
+    expected: dict[str, tuple[type, ...]] = {
+        "head": (str,),
+        "head_options": (dict,),
+        "seed": (int,),
+        "test_fraction": (float,),
+        "batch_size": (int, NoneType),
+        "store": (str, NoneType),
+    }
+    for name, types in expected.items():
+        value = getattr(config, name)
+        if not isinstance(value, types):
+            raise TypeError(f"{name} is {value!r}, expected {types[0].__name__}")
+    if not 0 < config.test_fraction < 1:
+        raise ValueError(f"test_fraction is {config.test_fraction}, expected between 0 and 1")
+    for name, value in (("source", config.data.source), ("name", config.encoder.name)):
+        if not isinstance(value, str):
+            raise TypeError(f"{name} is {value!r}, expected str")
+    if not isinstance(config.encoder.size_px, int | None):
+        raise TypeError(f"size_px is {config.encoder.size_px!r}, expected int")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +188,8 @@ def train(
     check_out(config.out)
     check_head(config)
     dataset = config.data.open()
+    check_labels(dataset)
+    say(f"{len(dataset):,} images of {len(dataset.classes):,} classes in {dataset.uri}")
     encoder = open_encoder(config.encoder)
     embedding = embed(
         dataset,
@@ -167,24 +203,45 @@ def train(
     notes = (*dataset.notes, *encoder.notes, *embedding.notes, *parts.notes)
     for note in notes:
         say(note)
-    fit = _fit(config, encoder, dataset, features, parts, say)
+    training = features.select(parts.rows("train", "val"))
+    fit = _fit(config, encoder, dataset, training, parts, say)
     classifier = ImageClassifier(
-        encoder, fit.head, training=_training(config, features, parts, fit)
+        encoder, fit.head, training=_training(config, training, parts, fit)
     )
     context = Context(
         dataset=dataset,
-        protocol=_protocol(config, parts),
+        protocol=_protocol(config, parts, fit.head),
         seed=config.seed,
         seconds=time.perf_counter() - start,
         command=config.command,
-        n_train=len(parts.rows("train", "val")),
+        n_train=len(training),
         counts=count_parts(features.y.tolist(), parts.splits),
         failures=merged_failures(features.failures, fit.failures),
         notes=notes,
         events=fit.events,
         baseline=baseline,
     )
-    return _save(config, classifier, embedding, parts, fit, context)
+    outcome = judge(classifier, features.select(parts.rows("test")))
+    return _save(
+        resolved(config, dataset, encoder), classifier, embedding, parts, fit, context, outcome
+    )
+
+
+def resolved(config: TrainConfig, dataset: Dataset, encoder: Encoder) -> TrainConfig:
+    """The configuration with nothing left to the place, the machine or the day."""
+    return replace(
+        config,
+        data=replace(config.data, source=dataset.uri if _is_place(config) else config.data.source),
+        encoder=replace(
+            config.encoder, name=encoder.name, pooling=encoder.pooling, dtype=encoder.precision
+        ),
+        store=config.store and absolute(config.store),
+    )
+
+
+def _is_place(config: TrainConfig) -> bool:
+    """Whether the source is one local path, and not a pattern or a name on a hub."""
+    return Path(config.data.source).expanduser().exists()
 
 
 def check_head(config: TrainConfig) -> None:
@@ -193,6 +250,11 @@ def check_head(config: TrainConfig) -> None:
     if config.on_the_fly and not isinstance(head, LinearProbe):
         msg = f"head '{config.head}' can not be trained on the fly. Use --head linear for that."
         raise ConfigurationError(msg)
+    if config.on_the_fly and isinstance(head, LinearProbe) and head.standardize:
+        msg = "standardize needs all features at once, which on-the-fly training never has."
+        raise ConfigurationError(msg)
+    if isinstance(head, (LinearProbe, LogisticProbe, KNNProbe)):
+        check_options(head)
 
 
 def head_options(config: TrainConfig) -> dict[str, Any]:
@@ -204,20 +266,21 @@ def _fit(
     config: TrainConfig,
     encoder: Encoder,
     dataset: Dataset,
-    features: Features,
+    training: Features,
     parts: Partition,
     say: Callable[[str], None],
 ) -> _Fit:
-    rows = parts.rows("train", "val")
-    training = features.select(rows)
-    folds = selection_folds(training, [parts.splits[i] for i in rows], seed=config.seed)
-    head = seeded(head_from_name(config.head, **head_options(config)), config.seed)
+    kept = [parts.splits[i] for i in parts.rows("train", "val")]
+    folds = selection_folds(training, kept, seed=config.seed)
+    head = seeded(head_from_name(config.head, **head_options(config)), config)
     if isinstance(head, LinearProbe) and config.on_the_fly:
         fitted, events, failures = _fit_online(head, encoder, dataset, training, say)
     else:
         fitted, failures = fit_head(head, training, folds), []
         events = _events(fitted, say)
-    suspects = suspicious_labels(frozen_choice(fitted), training, folds)
+    suspects = suspicious_labels(
+        frozen_choice(fitted), training, dealt_folds(training, seed=config.seed)
+    )
     return _Fit(fitted, events, failures, suspects)
 
 
@@ -234,26 +297,42 @@ def _fit_online(
 
     def on_epoch(epoch: int, loss: float) -> None:
         events.append({"event": "epoch", "epoch": epoch, "loss": loss})
-        say(f"epoch {epoch}/{probe.epochs}: loss {loss:.4f}")
+        say(f"epoch {epoch}/{probe.epochs}: loss {loss:.4g}")
 
     fitted, failures = fit_online(samples, encoder, probe, Augmentation(), on_epoch=on_epoch)
     return fitted, events, failures
 
 
-def seeded(head: ProbeBase, seed: int) -> ProbeBase:
-    """The head with its `random_state` set, where it has one."""
+def seeded(head: ProbeBase, config: TrainConfig) -> ProbeBase:
+    """The head with `random_state` from the seed, where it has one that was not given."""
+    if "random_state" in config.head_options:
+        return head
+    if isinstance(head, SklearnProbe):
+        return with_random_state(head, config.seed)
     if "random_state" in head.get_params(deep=False):
-        head.set_params(random_state=seed)
+        head.set_params(random_state=config.seed)
     return head
 
 
 def fit_head(head: ProbeBase, training: Features, folds: npt.NDArray[np.intp]) -> ProbeBase:
-    """Fit on all rows; a head that selects hyper-parameters does so on these folds."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # `converged_` tells, and is said
-        if isinstance(head, (LogisticProbe, KNNProbe)) and (folds >= 0).any():
-            return head.fit(training.X, training.y, folds=folds)
-        fitted: ProbeBase = head.fit(training.X, training.y)
+    """Fit on all rows; a head that selects hyper-parameters does so on these folds and no others.
+
+    Raises HeadError, also for what scikit-learn refuses.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            if isinstance(head, (LogisticProbe, KNNProbe)):
+                fitted: ProbeBase = head.fit(training.X, training.y, folds=folds)
+            else:
+                fitted = head.fit(training.X, training.y)
+        except DinoprobeError:
+            raise
+        except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+            msg = f"the head can not be fitted on these features: {error}"
+            raise HeadError(msg) from error
+    if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
+        fitted.converged_ = False
     return fitted
 
 
@@ -274,7 +353,7 @@ def _events(head: ProbeBase, say: Callable[[str], None]) -> list[dict[str, Any]]
         {"event": "epoch", "epoch": epoch, "loss": float(loss)} for epoch, loss in losses
     ]
     for event in events:
-        say(f"epoch {event['epoch']}: loss {event['loss']:.4f}")
+        say(f"epoch {event['epoch']}: loss {event['loss']:.4g}")
     if not getattr(head, "converged_", True):
         say("The head did not converge: its figures may still move with more iterations.")
     results = getattr(head, "cv_results_", None) or {"C": (), "accuracy": (), "log_loss": ()}
@@ -285,34 +364,47 @@ def _events(head: ProbeBase, say: Callable[[str], None]) -> list[dict[str, Any]]
 
 
 def _training(
-    config: TrainConfig, features: Features, parts: Partition, fit: _Fit
+    config: TrainConfig, training: Features, parts: Partition, fit: _Fit
 ) -> dict[str, Any]:
-    rows = parts.rows("train", "val")
-    training = features.select(rows)
     labels = [str(label) for label in training.y]
     return {
         "digest": training_digest(training.keys, training.hashes, labels),
         "n": len(training),
         "head": {"name": config.head, **_chosen(fit.head)},
         "seed": config.seed,
-        "protocol": _protocol(config, parts),
+        "protocol": _protocol(config, parts, fit.head),
         "versions": versions(),
     }
 
 
 def _chosen(head: ProbeBase) -> dict[str, Any]:
-    found = {"strength": getattr(head, "C_", None), "k": getattr(head, "k_", None)}
+    found = {
+        "strength": getattr(head, "C_", None),
+        "k": getattr(head, "k_", None),
+        "selection": getattr(head, "selection_", None),
+    }
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _protocol(config: TrainConfig, parts: Partition) -> str:
+def _how(selection: str, what: str) -> str:
+    """How a hyper-parameter was found, from a head's `selection_`."""
+    if not selection:
+        return "on cached features"
+    if selection == "given":
+        return f"{what} as given"
+    if selection.startswith("default"):
+        return f"{what} by {selection}"
+    return f"{what} chosen on {selection.replace('given folds', 'folds of the training part')}"
+
+
+def _protocol(config: TrainConfig, parts: Partition, head: ProbeBase) -> str:
     """One sentence on how the figures came about."""
-    chosen = "the validation part" if "val" in parts.splits else "folds of the training part"
-    how = {
-        "linear": "trained on augmented images" if config.on_the_fly else "on cached features",
-        "logistic": f"strength chosen on {chosen}",
-        "knn": f"k chosen on {chosen}",
-    }.get(config.head, "as given")
+    selection = str(getattr(head, "selection_", ""))
+    how = _how(selection, "k" if isinstance(head, KNNProbe) else "strength")
+    if config.on_the_fly:
+        how = "trained on augmented images"
+    if "val" in parts.splits:
+        how = how.replace("1 given fold", "the validation part")
     split = "given split" if parts.given else f"split made by seed {config.seed}"
     return f"{config.head} head, {how}; {split}; test part used once"
 
@@ -332,35 +424,38 @@ def _save(
     parts: Partition,
     fit: _Fit,
     context: Context,
+    outcome: Outcome,
 ) -> TrainedRun:
-    features = embedding.features
-    outcome = judge(classifier, features.select(parts.rows("test")))
-    run = new_run(config.out, context.dataset.uri)
     evaluation = outcome.evaluation
-    low, high = evaluation.accuracy_interval
     classifier.figures = {
         "accuracy": evaluation.accuracy,
-        "interval": [low, high],
+        "interval": list(evaluation.accuracy_interval),
         "n_test": evaluation.n,
         "protocol": context.protocol,
     }
-    write_json(run / "config.json", {"schema": CONFIG_SCHEMA, **config.to_dict()})
-    rows = zip(
-        features.keys, features.y, parts.splits, features.groups, features.hashes, strict=True
-    )
-    write_split(run / "split.csv", rows)
-    write_suspects(run / "suspects.csv", fit.suspects)
-    write_metrics(run / "metrics.jsonl", fit.events)
-    write_outcome(run, classifier, outcome, context)
     card = render_card(report_input(classifier, outcome, context), bundled=config.bundle_encoder)
-    classifier.save(run / "classifier", bundle_encoder=config.bundle_encoder, card=card)
+    with new_run(config.out, context.dataset.uri) as staged:
+        write_json(staged.folder / "config.json", {"schema": CONFIG_SCHEMA, **config.to_dict()})
+        write_split(staged.folder / "split.csv", _split_rows(embedding.features, parts))
+        write_suspects(staged.folder / "suspects.csv", fit.suspects)
+        write_metrics(staged.folder / "metrics.jsonl", fit.events)
+        write_outcome(staged.folder, classifier, outcome, context)
+        classifier.save(
+            staged.folder / "classifier", bundle_encoder=config.bundle_encoder, card=card
+        )
     return TrainedRun(
-        path=run,
+        path=staged.path,
         classifier=classifier,
         outcome=outcome,
         context=context,
         suspects=tuple(fit.suspects),
-        summary=_summary(run, config, classifier, outcome, context, embedding),
+        summary=_summary(staged.path, config, classifier, outcome, context, embedding),
+    )
+
+
+def _split_rows(features: Features, parts: Partition) -> Iterator[tuple[str | None, ...]]:
+    return zip(
+        features.keys, features.y, parts.splits, features.groups, features.hashes, strict=True
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -133,12 +134,39 @@ def test_evaluate_repeats_the_run_on_its_own_test_part(run: tuple[Path, dict[str
     assert (Path(str(found["run"])) / "report.html").exists()
 
 
-def test_evaluate_on_the_same_images_says_that_they_were_trained_on(
+def test_evaluate_leaves_out_what_was_trained_on(
     run: tuple[Path, dict[str, object]], photos: Path
 ) -> None:
     found = document("evaluate", run[0], photos)
-    assert found["n_test"] == 60
-    assert any("48 of 60 images were also trained on" in note for note in found["notes"])  # type: ignore[union-attr]
+    assert found["n_test"] == 12
+    assert any("48 of 60 images were trained on and left out" in n for n in found["notes"])  # type: ignore[attr-defined]
+
+
+def test_evaluate_refuses_a_changed_test_part(photos: Path, vit: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos, tmp_path / "copy")
+    document("train", tmp_path / "copy", "-e", vit, "--out", tmp_path / "r")
+    with (tmp_path / "r" / "split.csv").open() as file:
+        key = next(row["key"] for row in csv.DictReader(file) if row["split"] == "test")
+    Image.new("RGB", (9, 9)).save(tmp_path / "copy" / key)
+    found = document("evaluate", tmp_path / "r", code=2)
+    assert f"{key}: the image or its label is not what the run tested" in str(found["message"])
+    (tmp_path / "copy" / key).unlink()
+    found = document("evaluate", tmp_path / "r", code=2)
+    assert f"found 11 of the 12 images of the run's test part, {key} is missing" in str(
+        found["message"]
+    )
+
+
+def test_a_run_that_fails_leaves_no_directory(
+    photos: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dinoprobe.outcome.write_json", full)
+    found = document("train", photos, "-e", vit, "--out", tmp_path / "r", code=2)
+    assert "No space left" in str(found["message"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_evaluate_refuses_a_class_that_was_never_trained(
@@ -260,7 +288,15 @@ def test_given_splits_are_used_and_validation_chooses(
                 (tmp_path / "d" / part / name / source.name).symlink_to(source)
     found = document("train", tmp_path / "d", "-e", vit, "--out", tmp_path / "r")
     assert (found["n_train"], found["n_test"]) == (36, 18)
-    assert "strength chosen on the validation part; given split" in str(found["protocol"])
+    assert "strength chosen on the validation part" in str(found["protocol"])
+    assert "given split; test part used once" in str(found["protocol"])
+
+
+def test_a_protocol_claims_no_choice_that_was_not_made(
+    photos: Path, vit: Path, tmp_path: Path
+) -> None:
+    found = document("train", photos, "-e", vit, "--out", tmp_path / "r", "-O", "C=0.1")
+    assert "strength as given" in str(found["protocol"])
 
 
 def test_a_table_with_columns_by_flag(photos: Path, vit: Path, tmp_path: Path) -> None:
@@ -291,6 +327,18 @@ def test_a_table_with_columns_by_flag(photos: Path, vit: Path, tmp_path: Path) -
         (["evaluate", "nowhere"], "no such directory"),
         (["predict", "nowhere", "x.jpg"], "no such directory"),
         (["embed", ".", "-e", "builtin", "--export", "x.csv"], "Expected one of"),
+        (["embed", ".", "-e", "builtin", "--export", "no/x.npy"], "its folder does not exist"),
+        (["train", ".", "-e", "builtin", "-O", "C=abc"], "an option of LogisticProbe"),
+        (["train", ".", "-e", "builtin", "-O", "Cs=5"], "an option of LogisticProbe"),
+        (["train", ".", "-e", "builtin", "-O", "C=Infinity"], "expected a finite number"),
+        (["train", ".", "-e", "builtin", "--head", "knn", "-O", "temperature=x"], "KNNProbe"),
+        (["train", ".", "-e", "builtin", "--head", "linear", "-O", "epochs=2.5"], "LinearProbe"),
+        (["train", ".", "-e", "builtin", "--head", "linear", "--optimizer", "x"], "adam, adamw"),
+        (["train", "red", "-e", "builtin"], "expected at least 2"),
+        (["train", "*/*.png", "-e", "builtin"], "a list or a pattern of files has no labels"),
+        (["train", ".", "-e", "builtin", "--out", "red/00.png/x"], "Give another --out"),
+        (["train", ".", "--config", "x.json"], "can not be given with it"),
+        (["train", ".", "-e", "~nobody/x"], "is not an encoder"),
         (["embed", ".", "-e", "builtin", "--dtype", "float16"], "Use bfloat16 or float32"),
     ],
 )

@@ -13,7 +13,12 @@ from tests.checkpoints import save_vit
 
 from dinoprobe.classifier import ImageClassifier, classifier_folder, training_digest
 from dinoprobe.encoder import Encoder
-from dinoprobe.errors import ConfigurationError, FormatError, MismatchError
+from dinoprobe.errors import (
+    ConfigurationError,
+    EncoderNotFoundError,
+    FormatError,
+    MismatchError,
+)
 from dinoprobe.heads import KNNProbe, LogisticProbe
 
 if TYPE_CHECKING:
@@ -112,6 +117,44 @@ def test_saving_over_itself_works_and_over_other_files_does_not(
 def test_a_run_directory_loads_too(classifier: ImageClassifier, tmp_path: Path) -> None:
     classifier.save(tmp_path / "run" / "classifier")
     assert classifier_folder(tmp_path / "run") == tmp_path / "run" / "classifier"
+
+
+def test_an_encoder_that_was_moved_can_be_named(tmp_path: Path) -> None:
+    encoder = Encoder.from_pretrained(str(save_vit(tmp_path / "here")), device="cpu")
+    X = np.random.default_rng(0).normal(size=(10, encoder.dimension)).astype(np.float32)
+    head = LogisticProbe(C=1.0).fit(X, np.array(["a", "b"] * 5, dtype=object))
+    ImageClassifier(encoder, head).save(tmp_path / "c")
+    there = (tmp_path / "here").rename(tmp_path / "there")
+    with pytest.raises(EncoderNotFoundError, match="where nothing is now"):
+        ImageClassifier.load(tmp_path / "c", device="cpu")
+    assert ImageClassifier.load(tmp_path / "c", device="cpu", encoder=str(there)).classes == (
+        "a",
+        "b",
+    )
+
+
+def test_only_the_checkpoint_is_bundled(
+    classifier: ImageClassifier, vit: Path, tmp_path: Path
+) -> None:
+    (vit / "pytorch_model.bin").write_bytes(b"pickle")
+    (vit / ".git").mkdir(exist_ok=True)
+    classifier.save(tmp_path / "c", bundle_encoder=True)
+    names = {p.name for p in (tmp_path / "c" / "encoder").iterdir()}
+    (vit / "pytorch_model.bin").unlink()
+    assert names - {"LICENSE.md"} == {
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    }
+
+
+def test_another_programs_config_is_not_overwritten(
+    classifier: ImageClassifier, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text('{"mine": 1}')
+    with pytest.raises(FormatError, match="format is None"):
+        classifier.save(tmp_path)
+    assert (tmp_path / "config.json").read_text() == '{"mine": 1}'
 
 
 def test_other_weights_are_refused_and_both_sides_named(

@@ -127,6 +127,23 @@ def test_fingerprint_follows_the_weights(vit: Path, tmp_path: Path) -> None:
     assert Encoder.from_pretrained(str(other), device="cpu").fingerprint != first.fingerprint
 
 
+def test_fingerprint_follows_the_configuration(tmp_path: Path) -> None:
+    folder = save_vit(tmp_path)
+    first = Encoder.from_pretrained(str(folder), device="cpu").fingerprint
+    config = json.loads((folder / "config.json").read_text())
+    for name, value in (("layer_norm_eps", 0.1), ("hidden_act", "relu"), ("rope_theta", 10.0)):
+        (folder / "config.json").write_text(json.dumps({**config, name: value}))
+        assert Encoder.from_pretrained(str(folder), device="cpu").fingerprint != first, name
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n"])
+def test_damaged_weights_say_so(tmp_path: Path, content: bytes) -> None:
+    folder = save_vit(tmp_path)
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(EncoderError, match=r"can not be loaded .*Fetch the checkpoint again"):
+        Encoder.from_pretrained(str(folder), device="cpu")
+
+
 def test_bfloat16_stays_close(vit: Path) -> None:
     exact = Encoder.from_pretrained(str(vit), device="cpu").encode(images(4))
     half = Encoder.from_pretrained(str(vit), device="cpu", dtype="bfloat16").encode(images(4))

@@ -31,7 +31,7 @@ def features() -> Features:
 
 def test_npy_with_a_table_beside(features: Features, tmp_path: Path) -> None:
     files = export_features(features, tmp_path / "f.npy")
-    assert files == (tmp_path / "f.npy", tmp_path / "f.csv")
+    assert files == (tmp_path / "f.npy", tmp_path / "f.npy.csv")
     np.testing.assert_array_equal(np.load(files[0], allow_pickle=False), features.X)
     with files[1].open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -131,3 +131,11 @@ def test_folds_keep_identical_images_together() -> None:
 def test_too_few_images_give_fewer_folds_and_at_last_none() -> None:
     assert selection_folds(features(["a", "a", "b", "b"]), ["train"] * 4, seed=0).max() < 5
     assert selection_folds(features(["a", "b"]), ["train"] * 2, seed=0).tolist() == [-1, -1]
+
+
+def test_a_group_on_both_sides_of_a_given_split_is_said() -> None:
+    data = features(
+        ["a", "b"] * 2, ["train", "train", "test", "test"], groups=["p", "q", "p", None]
+    )
+    (note,) = partition(data, seed=0, test_fraction=0.2).notes
+    assert "1 groups have images in the test part and outside of it, first 'p'" in note

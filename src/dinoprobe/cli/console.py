@@ -11,9 +11,16 @@ import os
 import sys
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
-from dinoprobe.errors import EXIT_BAD_INPUT, EXIT_FAILURES, EXIT_INTERRUPTED, DinoprobeError
+from dinoprobe.errors import (
+    EXIT_BAD_INPUT,
+    EXIT_BROKEN_PIPE,
+    EXIT_BUG,
+    EXIT_FAILURES,
+    EXIT_INTERRUPTED,
+    DinoprobeError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,7 +38,12 @@ def printable(text: object) -> str:
 
 @final
 class Console:
-    """Where a verb speaks. `as_json` and `quiet` are the flags of the command line."""
+    """Where a verb speaks. `as_json` and `quiet` are the flags of the command line.
+
+    `spoken` says whether this process has put its document on stdout.
+    """
+
+    spoken: ClassVar[bool] = False
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
@@ -61,6 +73,7 @@ class Console:
     def document(self, value: dict[str, Any]) -> None:
         """The JSON document, with `--json` only."""
         if self.as_json:
+            Console.spoken = True
             print(json.dumps(value, ensure_ascii=True, allow_nan=False), flush=True)  # noqa: T201
 
     def progress(self) -> Meter:
@@ -79,22 +92,27 @@ class Console:
             self._fail(text, "KeyboardInterrupt", EXIT_INTERRUPTED)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(EXIT_INTERRUPTED) from None
+            raise SystemExit(EXIT_BROKEN_PIPE) from None
         except OSError as error:
             self._fail(f"{error}.", type(error).__name__, EXIT_BAD_INPUT)
+        except Exception as error:  # a bug: its traceback is shown, and the document is whole
+            self.document(_error(str(error), type(error).__name__, EXIT_BUG))
+            raise
 
     def _fail(self, message: str, kind: str, code: int) -> None:
         shown = "\n".join(map(printable, message.split("\n")))
         print(f"dinoprobe: {shown}", file=sys.stderr, flush=True)  # noqa: T201
-        self.document(
-            {"schema": "dinoprobe.error/1", "error": kind, "message": message, "exit_code": code}
-        )
+        self.document(_error(message, kind, code))
         raise SystemExit(code) from None
 
     def strict(self, failures: int, *, asked: bool) -> None:
         """Exit with 4 after failures when `--strict` was given."""
         if asked and failures:
             raise SystemExit(EXIT_FAILURES)
+
+
+def _error(message: str, kind: str, code: int) -> dict[str, Any]:
+    return {"schema": "dinoprobe.error/1", "error": kind, "message": message, "exit_code": code}
 
 
 @final

@@ -56,6 +56,9 @@ def embed(
     """Compute the features of images and keep them; only what is new or changed is encoded."""
     console = Console(as_json=as_json, quiet=quiet)
     with console.guarded():
+        options.require_encoder(encoder)
+        options.parse_bands(bands)
+        _refuse_overwriting(data, export, failures)
         from dinoprobe.datasets import open_dataset
         from dinoprobe.encoder import EncoderSettings, open_encoder
         from dinoprobe.engine import embed as run_embedding
@@ -93,14 +96,29 @@ def embed(
         )
         for note in (*dataset.notes, *loaded.notes, *done.notes):
             console.say(note)
-        if export is not None:
-            export_features(done.features, export)
+        written = [] if export is None else [str(p) for p in export_features(done.features, export)]
         if failures is not None:
             write_failures(failures, done.features.failures)
         document = _document(dataset, done, features_store.uri, loaded.name)
         _show(console, done, document)
+        for path in written:
+            console.line(f"Written: {path}")
         console.document(document)
         console.strict(done.failed, asked=strict)
+
+
+def _refuse_overwriting(data: str, *targets: str | None) -> None:
+    from dinoprobe.errors import ConfigurationError
+
+    for target in targets:
+        if target is None:
+            continue
+        if Path(target).resolve() == Path(data).resolve():
+            msg = f"{target}: is what the images are read from. Give another file."
+            raise ConfigurationError(msg)
+        if not Path(target).expanduser().absolute().parent.is_dir():
+            msg = f"{target}: its folder does not exist. Make it, or give another file."
+            raise ConfigurationError(msg)
 
 
 def _document(dataset: Dataset, done: Embedding, store: str, encoder: str) -> dict[str, Any]:
@@ -126,6 +144,10 @@ def _show(console: Console, done: Embedding, document: dict[str, Any]) -> None:
     console.line(
         f"{done.embedded:,} images have features, {done.cached:,} of them from before; "
         f"{done.failed:,} failed, {document['skipped']:,} files skipped"
+    )
+    console.line(
+        f"{document['dimension']} dimensions; {done.encoded:,} images encoded in "
+        f"{done.seconds:.1f} s, {done.images_per_second:.1f} images/s"
     )
     for failure in done.features.failures[:_SHOWN_FAILURES]:
         console.line(f"  failed: {failure.key}: {failure.reason}")

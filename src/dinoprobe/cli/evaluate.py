@@ -8,6 +8,7 @@ import typer
 
 from dinoprobe.cli import options
 from dinoprobe.cli.console import Console
+from dinoprobe.errors import ConfigurationError
 
 
 def evaluate(
@@ -17,6 +18,7 @@ def evaluate(
         typer.Argument(help="Labelled images (default: the run's own test part)."),
     ] = None,
     *,
+    encoder: options.SameEncoder = None,
     device: options.Device = "auto",
     path_column: options.PathColumn = None,
     label_column: options.LabelColumn = None,
@@ -31,6 +33,9 @@ def evaluate(
     """Evaluate a saved classifier on labelled images; nothing is fitted."""
     console = Console(as_json=as_json, quiet=quiet)
     with console.guarded():
+        if data is None and (path_column or label_column or split_column or group_column):
+            msg = "columns belong to images that are given, and none are. Name a table."
+            raise ConfigurationError(msg)
         from dinoprobe.cli.show import show_outcome
         from dinoprobe.scoring import score
         from dinoprobe.train import DataSettings
@@ -47,6 +52,7 @@ def evaluate(
         scored = score(
             run,
             settings,
+            encoder=encoder,
             device=device,
             store=store,
             out=out,

@@ -49,6 +49,16 @@ EncoderName = Annotated[
         rich_help_panel=_ENCODER,
     ),
 ]
+SameEncoder = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder",
+        "-e",
+        metavar="NAME",
+        help="Where the classifier's encoder is now, if it was moved.",
+        rich_help_panel=_ENCODER,
+    ),
+]
 PoolingName = Annotated[
     str, typer.Option("--pooling", help="auto, cls, mean or cls+mean.", rich_help_panel=_ENCODER)
 ]
@@ -62,6 +72,7 @@ Size = Annotated[
     int | None,
     typer.Option(
         metavar="PX",
+        min=1,
         help="Side of the model's input (default: the checkpoint's).",
         show_default=False,
         rich_help_panel=_ENCODER,
@@ -145,7 +156,10 @@ def parse_value(text: str) -> Any:
     """A number, true, false, null or a list where the text is JSON, else the text."""
     import json
 
+    def refuse(name: str) -> None:
+        raise ConfigurationError(f"{name} was given as a value, expected a finite number.")
+
     try:
-        return json.loads(text)
-    except ValueError:
+        return json.loads(text, parse_constant=refuse)
+    except json.JSONDecodeError:
         return text

@@ -6,12 +6,13 @@ import csv
 import io
 import json
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dinoprobe.cli import options
-from dinoprobe.cli.console import Console
+from dinoprobe.cli.console import Console, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -29,6 +30,7 @@ def predict(
     ],
     *,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Classes per image.")] = 5,
+    encoder: options.SameEncoder = None,
     device: options.Device = "auto",
     as_json: options.Json = False,
     as_lines: Annotated[
@@ -49,7 +51,7 @@ def predict(
         _one_format(as_json=as_json, as_lines=as_lines, as_csv=as_csv)
         from dinoprobe.classifier import ImageClassifier
 
-        classifier = ImageClassifier.load(run, device=device)
+        classifier = ImageClassifier.load(run, device=device, encoder=encoder)
         found = _predictions(classifier, images, top_k)
         if as_lines:
             failures = _write_lines(found)
@@ -88,11 +90,25 @@ def _one_format(*, as_json: bool, as_lines: bool, as_csv: bool) -> None:
 def _predictions(
     classifier: ImageClassifier, images: list[str], top_k: int
 ) -> Iterator[Prediction]:
+    """All images of all sources; keys of one folder among others begin with its name."""
+    from dinoprobe.classifier import Prediction
+    from dinoprobe.errors import DatasetError
+    from dinoprobe.types import Failure
+
+    several = len(images) > 1
     for source in _sources(images):
-        yield from classifier.predict_iter(source, top_k=top_k)
+        prefix = f"{source.rstrip('/')}/" if several and isinstance(source, str) else ""
+        try:
+            for prediction in classifier.predict_iter(source, top_k=top_k):
+                yield replace(prediction, key=prefix + prediction.key) if prefix else prediction
+        except DatasetError as error:
+            if not several:
+                raise
+            failure = Failure(printable(source), "unreadable", str(error))
+            yield Prediction(failure.key, None, None, failure=failure)
 
 
-def _sources(images: list[str]) -> Iterator[object]:
+def _sources(images: list[str]) -> Iterator[str | list[str]]:
     """Neighbouring plain files as one list, so that they fill batches; all others one by one."""
     from pathlib import Path
 
@@ -140,7 +156,7 @@ def _write_csv(predictions: Iterable[Prediction]) -> int:
 
 def _print_csv(values: list[str]) -> None:
     text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerow(values)
+    csv.writer(text).writerow(values)
     sys.stdout.write(text.getvalue())
 
 

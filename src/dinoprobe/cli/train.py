@@ -66,7 +66,7 @@ def train(
     ] = 0.2,
     config: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Repeat a run from its config.json; flags are ignored."),
+        typer.Option(metavar="FILE", help="Repeat a run from its config.json, with --out."),
     ] = None,
     pooling: options.PoolingName = "auto",
     device: options.Device = "auto",
@@ -95,6 +95,11 @@ def train(
     """Train a head on labelled images, evaluate it once on the test part, and save everything."""
     console = Console(as_json=as_json, quiet=quiet)
     with console.guarded():
+        _refuse_both(config, data, encoder)
+        if config is None:  # a slip of the pen is told before torch is imported
+            _require_data(data)
+            options.require_encoder(encoder)
+            options.parse_bands(bands)
         from dinoprobe.encoder import EncoderSettings
         from dinoprobe.train import DataSettings, TrainConfig
         from dinoprobe.train import train as run_training
@@ -164,6 +169,14 @@ def _encoder_line(trained: TrainedRun) -> str:
     encoder = trained.classifier.encoder
     facts = f"{encoder.pooling}, {encoder.dimension} dimensions, {encoder.precision}"
     return f"Encoder: {encoder.name} ({facts})\nProtocol: {trained.context.protocol}"
+
+
+def _refuse_both(config: str | None, data: str | None, encoder: str | None) -> None:
+    from dinoprobe.errors import ConfigurationError
+
+    if config is not None and (data is not None or encoder is not None):
+        msg = "--config repeats a run as it was; images and --encoder can not be given with it."
+        raise ConfigurationError(msg)
 
 
 def _require_data(data: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, final
 
 from dinoprobe.catalog import SAT493M_MEAN, SAT493M_STD, is_satellite
@@ -11,8 +12,11 @@ from dinoprobe.encoder.load import load_model, read_json, weights_digest
 from dinoprobe.encoder.placement import choose_device, choose_dtype
 from dinoprobe.encoder.pooling import Pooling, choose_pooling, pool
 from dinoprobe.encoder.reference import EncoderReference, locate
+from dinoprobe.errors import EncoderError, FormatError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import numpy as np
     import numpy.typing as npt
     import torch
@@ -20,6 +24,20 @@ if TYPE_CHECKING:
     from dinoprobe.preprocess import Preprocessing
 
 _FINGERPRINT_VERSION = 1
+# What of config.json changes a feature without changing a tensor's name or shape.
+_ARCHITECTURE = (
+    "depths",
+    "hidden_act",
+    "hidden_sizes",
+    "hidden_size",
+    "layer_norm_eps",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_register_tokens",
+    "patch_size",
+    "rope_theta",
+    "use_gated_mlp",
+)
 
 
 @final
@@ -56,7 +74,7 @@ class Encoder:
     @classmethod
     def from_pretrained(
         cls,
-        name: str,
+        name: str | EncoderReference,
         *,
         pooling: str = "auto",
         device: str = "auto",
@@ -69,13 +87,13 @@ class Encoder:
         `preprocessing` replaces the checkpoint's own (see `default_preprocessing`). Raises
         EncoderNotFoundError, AccessError, EncoderError or ConfigurationError.
         """
-        reference = locate(name)
+        reference = name if isinstance(name, EncoderReference) else locate(name)
         config = read_json(reference.folder / "config.json")
         target = choose_device(device)
         own, notes = default_preprocessing(reference)
         model = load_model(reference.folder, choose_dtype(dtype, target))
         encoder = cls(
-            model.to(target),
+            move(model, target),
             preprocessing or own,
             reference=reference,
             digest=weights_digest(reference.folder),
@@ -105,6 +123,7 @@ class Encoder:
         return {
             "version": _FINGERPRINT_VERSION,
             "model_type": self.model_type,
+            "architecture": architecture(self.model.config),
             "weights_digest": self.weights_digest,
             "preprocessing": self.preprocessing.to_dict(),
             "pooling": self.pooling,
@@ -125,7 +144,7 @@ class Encoder:
 
         from dinoprobe.preprocess import to_pixel_values
 
-        with torch.inference_mode():
+        with torch.inference_mode(), _full_float32(self.device):
             pixels = to_pixel_values(
                 images, self.preprocessing, dtype=self.dtype, device=self.device
             )
@@ -141,6 +160,34 @@ class Encoder:
             digest.update(key.encode())
             digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
         return digest.hexdigest()
+
+
+def architecture(config: object) -> dict[str, Any]:
+    """The settings of the model that change its features, as JSON values."""
+    values = {name: getattr(config, name, None) for name in _ARCHITECTURE}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
+    }
+
+
+def move(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    """The model on the device. Raises EncoderError where its memory does not suffice."""
+    try:
+        return model.to(device)
+    except RuntimeError as error:
+        size = sum(parameter.nbytes for parameter in model.parameters()) / 1e9
+        msg = f"the model ({size:.1f} GB) can not be put on {device} ({error}). Use --device cpu."
+        raise EncoderError(msg) from error
+
+
+def _full_float32(device: torch.device) -> AbstractContextManager[None]:
+    """Convolutions without TF32 on CUDA, where it is cuDNN's default: float32 means float32."""
+    import torch
+
+    if device.type != "cuda":
+        return nullcontext()
+    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    return flags
 
 
 def default_preprocessing(
@@ -168,4 +215,8 @@ def patch_size(reference: EncoderReference) -> int:
     """Pixels that one patch covers on a side: sizes are multiples of it. 32 for ConvNeXt."""
     config = read_json(reference.folder / "config.json")
     size = config.get("patch_size", 32)
-    return int(size if isinstance(size, int) else size[0])
+    size = size[0] if isinstance(size, list) and size else size
+    if not isinstance(size, int) or size < 1:
+        msg = f"{reference.folder}/config.json: patch_size is {size!r}, expected a whole number."
+        raise FormatError(msg)
+    return size

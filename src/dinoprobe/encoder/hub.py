@@ -12,7 +12,7 @@ from typing import NoReturn
 from dinoprobe.catalog import nearest_names
 from dinoprobe.errors import AccessError, EncoderError, EncoderNotFoundError
 
-_FILES = [
+CHECKPOINT_FILES = [
     "config.json",
     "preprocessor_config.json",
     "*.safetensors",
@@ -32,7 +32,7 @@ def download(hub_id: str, revision: str | None) -> tuple[Path, str]:
 
     disable_progress_bars()
     try:
-        found = snapshot_download(hub_id, revision=revision, allow_patterns=_FILES)
+        found = snapshot_download(hub_id, revision=revision, allow_patterns=CHECKPOINT_FILES)
     except Exception as error:  # noqa: BLE001 - the hub's own tree of errors, mapped in one place
         _explain(hub_id, revision, error)
     folder = Path(str(found))

@@ -68,14 +68,23 @@ def load_model(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
     """The model in `dtype`, frozen and in evaluation mode, on the CPU."""
     config = read_json(folder / "config.json")
     weight_files(folder)
-    with _quiet():
-        model, info = _model_class(config, folder).from_pretrained(
-            str(folder),
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
+    model_class = _model_class(config, folder)
+    try:
+        with _quiet():
+            model, info = model_class.from_pretrained(
+                str(folder),
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except Exception as error:  # safetensors, strict dataclasses, torch: many kinds
+        reason = str(error).strip().split("\n")[0]
+        msg = (
+            f"{folder}: the checkpoint can not be loaded ({type(error).__name__}: {reason}). "
+            "Expected a config.json and safetensors that fit it. Fetch the checkpoint again."
         )
+        raise EncoderError(msg) from error
     _refuse_partial_weights(folder, info)
     frozen: torch.nn.Module = model.eval().requires_grad_(False)  # noqa: FBT003 - torch's own
     return frozen

@@ -33,15 +33,23 @@ def locate(name: str) -> EncoderReference:
     """
     if name in BUILTIN_NAMES:
         return EncoderReference(name, None, builtin_folder(name))
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = _path(name)
+    if path.is_dir() and name.lower() not in HUB_IDS:
         return EncoderReference(str(path.resolve()), None, path.resolve())
     plain, _, revision = name.partition("@")
     hub_id = HUB_IDS.get(plain.lower(), plain)
-    if not _HUB_ID.match(hub_id) or path.exists() or name.startswith((".", "/", "~")):
+    is_path = (path.exists() and plain == hub_id) or name.startswith((".", "/", "~"))
+    if not _HUB_ID.match(hub_id) or is_path:
         raise EncoderNotFoundError(_not_found(name, path))
     folder, commit = download(hub_id, revision or None)
     return EncoderReference(hub_id, commit, folder)
+
+
+def _path(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # "~nobody"
+        return Path(name)
 
 
 def builtin_folder(name: str) -> Path:

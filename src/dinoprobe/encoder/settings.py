@@ -38,8 +38,9 @@ class EncoderSettings:
 def open_encoder(settings: EncoderSettings) -> Encoder:
     """The encoder with its preprocessing overridden. Raises what `Encoder.from_pretrained` does."""
     preprocessing = None
-    if settings.size_px or settings.resize or settings.exact or settings.bands:
-        reference = locate(settings.name)
+    reference = locate(settings.name)
+    changes = (settings.size_px, settings.resize, settings.exact or None, settings.bands)
+    if any(change is not None for change in changes):
         own, _ = default_preprocessing(reference)
         preprocessing = own.with_options(
             size=settings.size_px,
@@ -49,7 +50,7 @@ def open_encoder(settings: EncoderSettings) -> Encoder:
             patch_size=patch_size(reference),
         )
     return Encoder.from_pretrained(
-        settings.name,
+        reference,
         pooling=settings.pooling,
         device=settings.device,
         dtype=settings.dtype,

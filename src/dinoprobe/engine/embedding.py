@@ -119,7 +119,7 @@ def embed(
 def write_failures(path: str | os.PathLike[str], failures: Iterable[Failure]) -> None:
     """A CSV file with the columns key, kind and reason, all or nothing."""
     text = io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
+    table = csv.writer(text)
     table.writerow(Failure._fields)
     table.writerows(failures)
     write_atomic(path, text.getvalue().encode("utf-8", "backslashreplace"))

@@ -170,7 +170,7 @@ def _read_ahead(
     """`load` of each sample, in order, with at most `ahead` of them under way or waiting."""
     source = iter(samples)
     pool = ThreadPoolExecutor(
-        workers, thread_name_prefix="dinoprobe-reader", initializer=_single_threaded()
+        workers, thread_name_prefix="dinoprobe-reader", initializer=single_threaded()
     )
     pending: deque[Future[Loaded]] = deque()
     try:
@@ -183,7 +183,7 @@ def _read_ahead(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _single_threaded() -> Callable[[], None]:
+def single_threaded() -> Callable[[], None]:
     """Makes torch use one thread in the thread that calls it, and leaves all others as they are.
 
     Without it the exact resize starts a team of threads for every reader: 16 times 16 on 16 cores.
@@ -258,7 +258,7 @@ def _in_lanes(
     """
     pending: deque[tuple[list[Loaded], Future[npt.NDArray[np.float32]]]] = deque()
     pool = ThreadPoolExecutor(
-        lanes, thread_name_prefix="dinoprobe-encoder", initializer=_single_threaded()
+        lanes, thread_name_prefix="dinoprobe-encoder", initializer=single_threaded()
     )
     source = iter(batches)
     try:
@@ -380,4 +380,6 @@ def _positive(name: str, value: int) -> int:
 
 def _text(error: Exception) -> str:
     """The message on one line, as valid UTF-8: it names files."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file. Check the path"
     return " ".join(str(error).split()).encode("utf-8", "backslashreplace").decode()

@@ -6,10 +6,10 @@ Importing this package imports torch and scikit-learn; callers do it inside func
 from dinoprobe.heads.base import Head, ProbeBase
 from dinoprobe.heads.linear import LinearProbe, LinearTraining
 from dinoprobe.heads.logistic import LogisticProbe
-from dinoprobe.heads.names import head_from_name
+from dinoprobe.heads.names import check_options, head_from_name
 from dinoprobe.heads.neighbors import KNNProbe
 from dinoprobe.heads.state import from_state, to_state
-from dinoprobe.heads.wrapped import SklearnProbe, sklearn_probe
+from dinoprobe.heads.wrapped import SklearnProbe, sklearn_probe, with_random_state
 
 __all__ = [
     "Head",
@@ -19,8 +19,10 @@ __all__ = [
     "LogisticProbe",
     "ProbeBase",
     "SklearnProbe",
+    "check_options",
     "from_state",
     "head_from_name",
     "sklearn_probe",
     "to_state",
+    "with_random_state",
 ]

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 DEFAULT_C = 0.1
 """Where folds can not choose. With few rows in many dimensions any C from 0.01 up interpolates."""
 SELECTION_TOL_FACTOR = 10
+FOLD_MEMORY_BYTES = 8 << 30
 LOG_LOSS_FLOOR = 1e-15
 
 
@@ -143,7 +144,7 @@ class LogisticProbe(LinearBase):
         def judge(train: Codes, validation: Codes) -> Float64s:
             return _judge_fold(X, codes, (train, validation), Cs, self._selection_options())
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(_fold_threads(X)) as pool:
             futures = list(starmap(lambda *part: pool.submit(judge, *part), parts))
             sums = np.sum([future.result() for future in futures], axis=0)
         row_count = sum(len(validation) for _, validation in parts)
@@ -158,6 +159,12 @@ class LogisticProbe(LinearBase):
             f"LogisticProbe stopped after {self.n_iter_} iterations at C = {self.C_:g} before the "
             f"gradient was below tol = {self.tol:g}. Raise max_iter, or take a smaller C."
         )
+
+
+def _fold_threads(X: Any) -> int:
+    """Folds at a time: each holds about 16 bytes for every feature, and all of them 8 GiB."""
+    fitting = FOLD_MEMORY_BYTES // max(1, 16 * X.size)
+    return int(max(1, min(os.cpu_count() or 1, fitting)))
 
 
 def _judge_fold(

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import warnings
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.base import clone
 
 from dinoprobe.errors import ConfigurationError
 from dinoprobe.heads.linear import LinearProbe
@@ -48,6 +52,25 @@ def head_from_name(name: str, **options: Any) -> ProbeBase:
                 f"{', '.join(accepted)}.{_nearest(option, accepted)}"
             )
     return kind(**options)
+
+
+def check_options(head: ProbeBase) -> None:
+    """Try the options of one of this package's heads on twelve rows.
+
+    Raises ConfigurationError: a wrong type or range is found before hours of embedding, and not
+    after.
+    """
+    X = np.eye(12, 4) + np.arange(12)[:, None] / 7
+    y = np.array(["a", "b"] * 6, dtype=object)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            clone(head).fit(X, y)
+        except ConfigurationError:
+            raise
+        except (TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:
+            msg = f"an option of {type(head).__name__} can not be used: {error}. Change or omit it."
+            raise ConfigurationError(msg) from error
 
 
 def _nearest(name: str, choices: Iterable[str]) -> str:

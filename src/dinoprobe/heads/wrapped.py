@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from dinoprobe.heads.base import Float64s
+    from dinoprobe.heads.base import Codes, Float64s
 
 
 class SklearnProbe(ProbeBase):
@@ -47,7 +47,7 @@ class SklearnProbe(ProbeBase):
         estimator = make_estimator(self.estimator, self.params or {})
         rows, self.codes_ = check_training(self, X, y)
         self.features_ = _to_float32(rows)
-        self.estimator_ = estimator.fit(self.features_, self.codes_)
+        self.estimator_ = _fitted(estimator, self.features_, self.codes_)
         self.probabilities_are_scores_ = not hasattr(self.estimator_, "predict_proba")
         return self
 
@@ -71,9 +71,27 @@ class SklearnProbe(ProbeBase):
         return probabilities
 
 
+def _fitted(estimator: Any, X: npt.NDArray[np.float32], codes: Codes) -> Any:
+    """The classifier, fitted. Raises HeadError with scikit-learn's own words where it refuses."""
+    try:
+        return estimator.fit(X, codes)
+    except (TypeError, ValueError, AttributeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        msg = f"{type(estimator).__name__} refuses these features or options: {reason}"
+        raise HeadError(msg) from error
+
+
 def sklearn_probe(import_path: str, **params: Any) -> SklearnProbe:
     """A head from a scikit-learn classifier, such as `sklearn_probe("sklearn.svm.SVC", C=10)`."""
     return SklearnProbe(import_path, params or None)
+
+
+def with_random_state(head: SklearnProbe, seed: int) -> SklearnProbe:
+    """The head with the classifier's `random_state` set, where it takes one that was not given."""
+    accepted = inspect.signature(_import_classifier(head.estimator)).parameters
+    if "random_state" not in accepted:
+        return head
+    return SklearnProbe(head.estimator, {"random_state": seed, **(head.params or {})})
 
 
 def make_estimator(import_path: str, params: Mapping[str, Any]) -> Any:

@@ -263,7 +263,7 @@ def test_the_bytes_of_a_split_file(tmp_path: Path) -> None:
             b"key,label,split,group,content_hash\na,b,test,,\na,b,train,,\n",
             "the key 'a' is there twice",
         ),
-        (b'key,label,split,group,content_hash\n"a,b,test,\n', "not a UTF-8 CSV file"),
+        (b'key,label,split,group,content_hash\r\n"a,b,test,\n', "not a UTF-8 CSV file"),
     ],
 )
 def test_damaged_split_files(tmp_path: Path, content: bytes, message: str) -> None:
