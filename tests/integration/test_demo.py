@@ -57,14 +57,14 @@ def test_the_digits_of_the_test_part_come_from_other_images(folder: Path) -> Non
 def test_a_second_demo_embeds_nothing_and_says_the_same(
     first: dict[str, object], folder: Path
 ) -> None:
-    pictures = {p: p.stat().st_mtime_ns for p in (folder / "images").rglob("*.png")}
+    pictures = {p: p.stat().st_mtime_ns for p in (folder / "digits").rglob("*.png")}
     result = CliRunner().invoke(app, ["demo", "--out", str(folder), "--json"])
     second = json.loads(result.stdout)
     assert second["cached"] == second["embedded"] == 1797
     for key in ("accuracy", "baseline_accuracy", "fingerprint", "planted_wrong_labels_found"):
         assert second[key] == first[key]
     assert second["run"] != first["run"]
-    assert pictures == {p: p.stat().st_mtime_ns for p in (folder / "images").rglob("*.png")}
+    assert pictures == {p: p.stat().st_mtime_ns for p in (folder / "digits").rglob("*.png")}
 
 
 def test_in_words_it_ends_with_the_next_commands(first: dict[str, object], folder: Path) -> None:

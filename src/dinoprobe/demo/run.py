@@ -84,7 +84,7 @@ def run_demo(
         "planted_wrong_labels": len(planted),
         "planted_wrong_labels_found": found,
         "planted_broken_files": len(_BROKEN),
-        "images": str(folder / "images"),
+        "images": str(folder / "digits"),
         "seconds": round(time.perf_counter() - start, 3),
     }
     return DemoRun(
@@ -103,7 +103,7 @@ def _config(folder: Path) -> TrainConfig:
     while (run := folder / f"run-{number:03d}").exists():
         number += 1
     return TrainConfig(
-        data=DataSettings(source=str(folder / "images")),
+        data=DataSettings(source=str(folder / "digits")),
         encoder=EncoderSettings(name="builtin", device="cpu"),
         seed=_SEED,
         store=str(folder / "store"),
@@ -120,13 +120,13 @@ def _pictures(folder: Path, say: Callable[[str], None]) -> tuple[list[str], Base
     marker = folder / "pictures.json"
     facts = {"version": _PICTURES_VERSION, "seed": _SEED, "size_px": SCENE_SIZE_PX}
     known = _known_pictures(marker)
-    if known.get("facts") == facts and (folder / "images" / "test").is_dir():
+    if known.get("facts") == facts and (folder / "digits" / "test").is_dir():
         name, accuracy, (low, high) = known["baseline"]
         return list(known["planted"]), Baseline(name, accuracy, (low, high))
     if known:
-        shutil.rmtree(folder / "images", ignore_errors=True)  # of an earlier version
+        shutil.rmtree(folder / "digits", ignore_errors=True)  # of an earlier version
     parts = _parts()
-    planted = _write_pictures(folder / "images", parts)
+    planted = _write_pictures(folder / "digits", parts)
     baseline = _baseline(*parts)
     write_json(marker, {"facts": facts, "planted": planted, "baseline": list(baseline)})
     say(f"Pictures: {sum(len(part.labels) for part in parts):,} written to {folder / 'images'}")
