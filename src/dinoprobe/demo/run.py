@@ -129,7 +129,7 @@ def _pictures(folder: Path, say: Callable[[str], None]) -> tuple[list[str], Base
     planted = _write_pictures(folder / "digits", parts)
     baseline = _baseline(*parts)
     write_json(marker, {"facts": facts, "planted": planted, "baseline": list(baseline)})
-    say(f"Pictures: {sum(len(part.labels) for part in parts):,} written to {folder / 'images'}")
+    say(f"Pictures: {sum(len(part.labels) for part in parts):,} written to {folder / 'digits'}")
     return planted, baseline
 
 
