@@ -11,7 +11,7 @@ import difflib
 SAT493M_MEAN = (0.430, 0.411, 0.296)
 SAT493M_STD = (0.213, 0.156, 0.143)
 
-BUILTIN_NAMES = ("builtin", "builtin-convnext")
+BUILTIN_NAMES = ("builtin",)
 
 _VITS = ("vits16", "vits16plus", "vitb16", "vitl16", "vith16plus", "vit7b16")
 _CONVNEXTS = ("convnext-tiny", "convnext-small", "convnext-base", "convnext-large")

@@ -63,6 +63,12 @@ if TYPE_CHECKING:
     from dinoprobe.report import Baseline
     from dinoprobe.types import Dataset, Failure, Features, Progress
 
+AUGMENTATIONS = {
+    "crop+flip": Augmentation(),
+    "crop": Augmentation(flip=0.0),
+    "flip": Augmentation(scale=(1.0, 1.0)),
+    "none": Augmentation(scale=(1.0, 1.0), flip=0.0),
+}
 CONFIG_SCHEMA = "dinoprobe.config/1"
 SCHEMA = "dinoprobe.train/1"
 
@@ -92,8 +98,9 @@ class DataSettings:
 class TrainConfig:
     """Every option of `dinoprobe train`, resolved; config.json of a run holds it.
 
-    `head_options` go to the head's constructor. `on_the_fly` trains the linear head on augmented
-    images with the encoder inside the loop. `store` is a place for features, None for the default.
+    `head_options` go to the head's constructor. `on_the_fly` trains the linear head on images
+    augmented as `augment` says (one of AUGMENTATIONS), the encoder inside the loop. `store` is a
+    place for features, None for the default.
     """
 
     data: DataSettings
@@ -101,6 +108,7 @@ class TrainConfig:
     head: str = "logistic"
     head_options: dict[str, Any] = field(default_factory=dict)
     on_the_fly: bool = False
+    augment: str = "crop+flip"
     seed: int = 0
     test_fraction: float = 0.2
     batch_size: int | None = None
@@ -131,6 +139,7 @@ def _check_types(config: TrainConfig) -> None:
     """Raise TypeError for a value that JSON allows and the recipe does not."""
     expected: dict[str, tuple[type, ...]] = {
         "head": (str,),
+        "augment": (str,),
         "head_options": (dict,),
         "seed": (int,),
         "test_fraction": (float,),
@@ -250,6 +259,9 @@ def check_head(config: TrainConfig) -> None:
     if config.on_the_fly and not isinstance(head, LinearProbe):
         msg = f"head '{config.head}' can not be trained on the fly. Use --head linear for that."
         raise ConfigurationError(msg)
+    if config.augment not in AUGMENTATIONS:
+        msg = f"augment is '{config.augment}', expected one of {', '.join(AUGMENTATIONS)}."
+        raise ConfigurationError(msg)
     if config.on_the_fly and isinstance(head, LinearProbe) and head.standardize:
         msg = "standardize needs all features at once, which on-the-fly training never has."
         raise ConfigurationError(msg)
@@ -274,7 +286,8 @@ def _fit(
     folds = selection_folds(training, kept, seed=config.seed)
     head = seeded(head_from_name(config.head, **head_options(config)), config)
     if isinstance(head, LinearProbe) and config.on_the_fly:
-        fitted, events, failures = _fit_online(head, encoder, dataset, training, say)
+        augmentation = AUGMENTATIONS[config.augment]
+        fitted, events, failures = _fit_online(head, encoder, dataset, training, augmentation, say)
     else:
         fitted, failures = fit_head(head, training, folds), []
         events = _events(fitted, say)
@@ -289,6 +302,7 @@ def _fit_online(
     encoder: Encoder,
     dataset: Dataset,
     training: Features,
+    augmentation: Augmentation,
     say: Callable[[str], None],
 ) -> tuple[LinearProbe, list[dict[str, Any]], list[Failure]]:
     wanted = set(training.keys)
@@ -299,7 +313,7 @@ def _fit_online(
         events.append({"event": "epoch", "epoch": epoch, "loss": loss})
         say(f"epoch {epoch}/{probe.epochs}: loss {loss:.4g}")
 
-    fitted, failures = fit_online(samples, encoder, probe, Augmentation(), on_epoch=on_epoch)
+    fitted, failures = fit_online(samples, encoder, probe, augmentation, on_epoch=on_epoch)
     return fitted, events, failures
 
 
@@ -402,7 +416,7 @@ def _protocol(config: TrainConfig, parts: Partition, head: ProbeBase) -> str:
     selection = str(getattr(head, "selection_", ""))
     how = _how(selection, "k" if isinstance(head, KNNProbe) else "strength")
     if config.on_the_fly:
-        how = "trained on augmented images"
+        how = f"trained on images augmented by {config.augment}"
     if "val" in parts.splits:
         how = how.replace("1 given fold", "the validation part")
     split = "given split" if parts.given else f"split made by seed {config.seed}"

@@ -323,6 +323,7 @@ def test_a_table_with_columns_by_flag(photos: Path, vit: Path, tmp_path: Path) -
         (["train", ".", "-e", "builtin", "--head", "logistik"], "logistic"),
         (["train", ".", "-e", "builtin", "--head", "knn", "--on-the-fly"], "Use --head linear"),
         (["train", ".", "-e", "builtin", "-O", "C"], "expected NAME=VALUE"),
+        (["train", ".", "-e", "builtin", "--augment", "x"], "crop+flip, crop, flip, none"),
         (["train", "--config", "nowhere.json"], "Give a run's config.json"),
         (["evaluate", "nowhere"], "no such directory"),
         (["predict", "nowhere", "x.jpg"], "no such directory"),

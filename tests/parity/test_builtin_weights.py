@@ -1,4 +1,4 @@
-"""The built-in encoders load strictly in transformers and see digits that raw pixels do not show.
+"""The built-in encoder loads strictly in transformers and sees digits that raw pixels hide.
 
 The floor of the accuracy check is far under the published figures (recipes/builtin/README.md): 300
 scenes teach less than 1,200, and a different torch build may differ in the last digits of a float.
@@ -17,8 +17,8 @@ import dinoprobe
 
 FOLDER = Path(dinoprobe.__file__).parent / "encoder" / "builtin"
 MEGABYTE = 1_000_000
-CLASSES = {"builtin": "DINOv3ViTModel", "builtin-convnext": "DINOv3ConvNextModel"}
-FLOOR = {"builtin": 0.88, "builtin-convnext": 0.85}
+CLASSES = {"builtin": "DINOv3ViTModel"}
+FLOOR = {"builtin": 0.88}
 
 
 def load(name: str) -> tuple[Any, dict[str, Any]]:

@@ -59,6 +59,12 @@ def train(
             help="linear: encoder inside the loop, on images cropped and flipped at random.",
         ),
     ] = False,
+    augment: Annotated[
+        str,
+        typer.Option(
+            help="With --on-the-fly: crop+flip, crop, flip or none.", rich_help_panel=_HEAD
+        ),
+    ] = "crop+flip",
     seed: Annotated[int, typer.Option(min=0, help="Of the split, the folds and the head.")] = 0,
     test_fraction: Annotated[
         float,
@@ -134,6 +140,7 @@ def train(
                 head=head,
                 head_options=_head_options(linear, head_option or []),
                 on_the_fly=on_the_fly,
+                augment=augment,
                 seed=seed,
                 test_fraction=test_fraction,
                 batch_size=batch_size,

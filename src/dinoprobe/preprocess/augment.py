@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dinoprobe.errors import ConfigurationError
-from dinoprobe.preprocess.resize import allowed_shrink, resample
+from dinoprobe.preprocess.resize import allowed_shrink, fit, resample, shrink_factor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,12 +26,18 @@ _ATTEMPTS = 10
 @dataclass(frozen=True, slots=True)
 class Augmentation:
     """`scale` is the crop's share of the area, `ratio` its width over its height, both from least
-    to greatest; `flip` is the probability of a horizontal flip. Raises ConfigurationError.
+    to greatest; a scale of (1, 1) takes the whole image as without augmentation. `flip` is the
+    probability of a horizontal flip. Raises ConfigurationError.
     """
 
     scale: tuple[float, float] = (0.35, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
+
+    @property
+    def crops(self) -> bool:
+        """Whether it draws a part of the image."""
+        return self.scale[0] < 1
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -57,9 +63,12 @@ def augmented(
     rng: np.random.Generator,
 ) -> torch.Tensor:
     """`(3, *size)`: a random part of the image, squashed to the size, perhaps mirrored."""
-    top, left, height, width = draw_box(pixels.shape[0], pixels.shape[1], augmentation, rng)
-    part = pixels[top : top + height, left : left + width]
-    image = resample(part, preprocessing.size, preprocessing)
+    if augmentation.crops:
+        top, left, height, width = draw_box(pixels.shape[0], pixels.shape[1], augmentation, rng)
+        part = pixels[top : top + height, left : left + width]
+        image = resample(part, preprocessing.size, preprocessing)
+    else:
+        image = fit(pixels, preprocessing)
     return image.flip(-1) if rng.random() < augmentation.flip else image
 
 
@@ -94,6 +103,8 @@ def augmented_shrink(
     height: int, width: int, preprocessing: Preprocessing, augmentation: Augmentation
 ) -> int:
     """What `shrink_factor` is for a whole image, for the smallest part that may be drawn."""
+    if not augmentation.crops:
+        return shrink_factor(height, width, preprocessing)
     area = height * width * augmentation.scale[0]
     least_height = min(height, width, math.sqrt(area / augmentation.ratio[1]))
     least_width = min(height, width, math.sqrt(area * augmentation.ratio[0]))
