@@ -64,13 +64,15 @@ class Dataset:
     """Samples with the place they come from.
 
     `classes` are the sorted labels, `ignored` counts files that are not images by name, by reason,
-    and `notes` are sentences for the user, such as a symbolic link that was not followed.
+    `ignored_files` names the first 100,000 of them as (path, reason), and `notes` are sentences for
+    the user, such as a symbolic link that was not followed.
     """
 
     uri: str
     samples: Sequence[Sample]
     classes: tuple[str, ...] = ()
     ignored: Mapping[str, int] = field(default_factory=dict)
+    ignored_files: Sequence[tuple[str, str]] = ()
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:

@@ -240,7 +240,10 @@ def test_embed_counts_everything_and_exports(photos: Path, vit: Path, tmp_path: 
     assert (again["embedded"], again["cached"], again["failed"]) == (60, 60, 1)
     assert again["content_digest"] == first["content_digest"]
     assert (tmp_path / "x.safetensors").stat().st_size > 60 * 64 * 4
-    assert "red/broken.jpg" in (tmp_path / "f.csv").read_text()
+    with (tmp_path / "f.csv").open() as file:
+        listed = {row["key"]: row["kind"] for row in csv.DictReader(file)}
+    assert set(listed) == {"red/broken.jpg", "red/readme.txt", "Thumbs.db"}
+    assert listed["red/readme.txt"] == listed["Thumbs.db"] == "ignored"
 
 
 def test_strict_exits_with_4_after_the_work_is_done(

@@ -33,7 +33,9 @@ def embed(
     failures: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE", help="Also write the failures to this CSV.", rich_help_panel="Output"
+            metavar="FILE",
+            help="Also list the failures, and the files passed over, in this CSV.",
+            rich_help_panel="Output",
         ),
     ] = None,
     pooling: options.PoolingName = "auto",
@@ -65,6 +67,7 @@ def embed(
         from dinoprobe.engine import write_failures
         from dinoprobe.export_features import export_features, writer_for
         from dinoprobe.store import FeatureStore
+        from dinoprobe.types import Failure
 
         if export is not None:
             writer_for(Path(export))
@@ -98,7 +101,8 @@ def embed(
             console.say(note)
         written = [] if export is None else [str(p) for p in export_features(done.features, export)]
         if failures is not None:
-            write_failures(failures, done.features.failures)
+            passed_over = [Failure(key, "ignored", why) for key, why in dataset.ignored_files]
+            write_failures(failures, [*done.features.failures, *passed_over])
         document = _document(dataset, done, features_store.uri, loaded.name)
         _show(console, done, document)
         for path in written:

@@ -228,14 +228,17 @@ def _merged(uri: str, parts: Sequence[Dataset]) -> Dataset:
     ]
     joined = _joined(uri, samples)
     ignored: Counter[str] = Counter()
+    ignored_files: list[tuple[str, str]] = []
     for part in parts:
         ignored.update(part.ignored)
+        ignored_files += part.ignored_files
     notes = dict.fromkeys(note for part in parts for note in part.notes)
     return Dataset(
         uri=uri,
         samples=joined.samples,
         classes=joined.classes,
         ignored=dict(ignored),
+        ignored_files=ignored_files,
         notes=(*notes, *joined.notes, *one_sided(samples)),
     )
 

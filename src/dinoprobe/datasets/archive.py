@@ -7,9 +7,9 @@ beside it (github.com/webdataset/webdataset: the key is the name up to its first
 from __future__ import annotations
 
 import json
-from collections import Counter
 from typing import TYPE_CHECKING
 
+from dinoprobe.datasets.ignored import Ignored
 from dinoprobe.datasets.layout import (
     Entry,
     arrange,
@@ -37,7 +37,7 @@ _JSON_NAMES = ("label", "class", "target", "cls")
 
 
 def open_archives(
-    shards: Sequence[tuple[str, str]], uri: str, *, ignored: Mapping[str, int] | None = None
+    shards: Sequence[tuple[str, str]], uri: str, *, ignored: Ignored | None = None
 ) -> Dataset:
     """All images in these archives, given as `(name, place)`. One name may be empty if it is alone.
 
@@ -45,16 +45,16 @@ def open_archives(
     archive can not be read or when there is no image in any.
     """
     listed = [(name, list_archive(place)) for name, place in shards]
-    counts = Counter(ignored or {})
-    for _, members in listed:
-        counts.update(members.ignored)
+    ignored = ignored or Ignored()
+    for name, members in listed:
+        ignored.update(members.ignored, f"{name}/" if name else "")
     if not any(members.images for _, members in listed):
-        found = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+        found = f"only {ignored}" if ignored.counts else "it is empty"
         raise DatasetError(
-            f"{uri}: no images in the archive, {f'only {found}' if found else 'it is empty'}. "
+            f"{uri}: no images in the archive, {found}. "
             "Expected <class>/image.jpg, or 0001.jpg next to 0001.cls, .json or .txt."
         )
-    labels = [_labels(members, counts) for _, members in listed]
+    labels = [_labels(members, ignored) for _, members in listed]
     named = any(label is not None for shard in labels for label in shard)
     samples, notes = _by_sidecar(listed, labels) if named else _by_folder(listed)
     folders = split_folders({name.partition("/")[0] if "/" in name else "" for name, _ in listed})
@@ -64,7 +64,8 @@ def open_archives(
         uri=uri,
         samples=samples,
         classes=classes_of(samples),
-        ignored=dict(counts),
+        ignored=dict(ignored.counts),
+        ignored_files=ignored.files,
         notes=(*_notes(listed), *notes, *(one_sided(samples) if named or folders else ())),
     )
 
@@ -110,7 +111,7 @@ def _key(shard: str, path: str) -> str:
     return f"{shard}/{path}" if shard else path
 
 
-def _labels(members: Members, ignored: Counter[str]) -> list[str | None]:
+def _labels(members: Members, ignored: Ignored) -> list[str | None]:
     """One label per image out of the files beside it; text files of no use are counted."""
     beside = {stem for image in members.images for stem in (_stem(image.path), _base(image.path))}
     known: dict[str, str] = {}
@@ -120,7 +121,7 @@ def _labels(members: Members, ignored: Counter[str]) -> list[str | None]:
                 continue
             label = label_in(text, is_json=suffix == ".json")
             if label is None or path[: -len(suffix)] not in beside:
-                ignored[NOT_AN_IMAGE] += 1
+                ignored.add(path, NOT_AN_IMAGE)
             else:
                 known[path[: -len(suffix)]] = label
     return [known.get(_stem(image.path), known.get(_base(image.path))) for image in members.images]

@@ -17,7 +17,9 @@ from dinoprobe.errors import ConfigurationError, DatasetError
 from dinoprobe.types import Dataset
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
+
+    from dinoprobe.datasets.ignored import Ignored
 
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 _LAYOUTS = "<class>/image.jpg, <split>/<class>/image.jpg, or images directly in it"
@@ -60,7 +62,8 @@ def _collector_paused() -> Iterator[None]:
 
 def _arranged(root: str, listing: Listing, notes: list[str]) -> Dataset:
     if listing.archives:
-        listing.ignored["an archive next to images"] = len(listing.archives)
+        for path, _ in listing.archives:
+            listing.ignored.add(path, "an archive next to images")
     if not listing.images:
         raise no_images(utf8(root), listing.ignored)
     samples, understood = arrange(listing.images)
@@ -68,15 +71,15 @@ def _arranged(root: str, listing: Listing, notes: list[str]) -> Dataset:
         uri=utf8(root),
         samples=samples,
         classes=classes_of(samples),
-        ignored=dict(listing.ignored),
+        ignored=dict(listing.ignored.counts),
+        ignored_files=[(utf8(path), reason) for path, reason in listing.ignored.files],
         notes=(*notes, *listing.notes, *understood),
     )
 
 
-def no_images(place: str, ignored: Mapping[str, int]) -> DatasetError:
+def no_images(place: str, ignored: Ignored) -> DatasetError:
     """The error for a place that holds no image; it says what was passed over there."""
-    found = ", ".join(f"{count:,} {reason}" for reason, count in ignored.items())
-    passed = f"only other files ({found})" if found else "it is empty"
+    passed = f"only other files ({ignored})" if ignored.counts else "it is empty"
     return DatasetError(f"{place}: no images found, {passed}. Expected {_LAYOUTS}.")
 
 

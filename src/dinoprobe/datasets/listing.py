@@ -7,11 +7,11 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import final
 
+from dinoprobe.datasets.ignored import Ignored
 from dinoprobe.datasets.layout import Entry
 from dinoprobe.datasets.location import FileSource, RemoteSource, filesystem_of, stamp_from
 from dinoprobe.datasets.names import (
@@ -32,7 +32,7 @@ class Listing:
 
     images: list[Entry] = field(default_factory=list)
     archives: list[tuple[str, str]] = field(default_factory=list)
-    ignored: Counter[str] = field(default_factory=Counter)
+    ignored: Ignored = field(default_factory=Ignored)
     notes: list[str] = field(default_factory=list)
 
 
@@ -96,13 +96,13 @@ class _Walk:
     def _files(self, path: str, prefix: str) -> list[tuple[str, str]]:
         """Takes up the files directly in a folder; returns its real folders."""
         folders = []
-        add, ignored = self.listing.images.append, self.listing.ignored
+        add = self.listing.images.append
         with os.scandir(path) as found:
             entries = sorted(found, key=_name)
         for entry in entries:
             name = entry.name
             if name[0] in "._dDeEtT" and (reason := noise(name)):
-                ignored[reason] += 1
+                self.listing.ignored.add(prefix + name, reason)
             elif entry.is_file(follow_symlinks=False) and is_image_name(name):
                 add(Entry(prefix + name, FileSource(entry.path)))
             elif entry.is_dir(follow_symlinks=False):
@@ -117,13 +117,13 @@ class _Walk:
         listing, path = self.listing, prefix + entry.name
         broken = entry.is_symlink() and not os.path.exists(entry.path)  # noqa: PTH110
         if not entry.is_file() and not broken:
-            listing.ignored[NOT_A_FILE] += 1
+            listing.ignored.add(path, NOT_A_FILE)
         elif is_image_name(entry.name):
             listing.images.append(Entry(path, FileSource(entry.path)))
         elif is_archive(entry.name):
             listing.archives.append((path, entry.path))
         else:
-            listing.ignored[NOT_AN_IMAGE] += 1
+            listing.ignored.add(path, NOT_AN_IMAGE)
 
     def _is_new(self, path: str, *, remember: bool = True) -> bool:
         status = os.stat(path)  # noqa: PTH116
@@ -149,12 +149,12 @@ def list_remote(uri: str) -> Listing:
     for name in sorted(found):
         below = name[start:]
         if reason := noise_in(below):
-            listing.ignored[reason] += 1
+            listing.ignored.add(below, reason)
         elif is_image_name(below):
             source = RemoteSource(filesystem.unstrip_protocol(name), stamp_from(found[name]))
             listing.images.append(Entry(below, source))
         elif is_archive(below):
             listing.archives.append((below, filesystem.unstrip_protocol(name)))
         else:
-            listing.ignored[NOT_AN_IMAGE] += 1
+            listing.ignored.add(below, NOT_AN_IMAGE)
     return listing

@@ -6,10 +6,10 @@ Members are read from the archive into memory, never unpacked to disk; so a memb
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from dinoprobe.datasets.ignored import Ignored
 from dinoprobe.datasets.names import NOT_AN_IMAGE, is_image_name, noise_in
 
 if TYPE_CHECKING:
@@ -33,20 +33,20 @@ class Members:
 
     images: list[Member] = field(default_factory=list)
     sidecars: dict[str, bytes] = field(default_factory=dict)
-    ignored: Counter[str] = field(default_factory=Counter)
+    ignored: Ignored = field(default_factory=Ignored)
     notes: list[str] = field(default_factory=list)
     outside: int = 0
 
     def wants(self, path: str, size_bytes: int) -> str | None:
         """'image', 'sidecar', or None for a member that is counted as ignored."""
         if reason := noise_in(path):
-            self.ignored[reason] += 1
+            self.ignored.add(path, reason)
         elif is_image_name(path):
             return "image"
         elif path.lower().endswith(SIDECAR_SUFFIXES) and size_bytes <= SIDECAR_LIMIT_BYTES:
             return "sidecar"
         else:
-            self.ignored[NOT_AN_IMAGE] += 1
+            self.ignored.add(path, NOT_AN_IMAGE)
         return None
 
     def clean(self, name: str) -> str:

@@ -102,7 +102,7 @@ def list_tar(place: str) -> Members:
 
 
 def _count(members: Members) -> int:
-    return len(members.images) + len(members.sidecars) + members.ignored.total()
+    return len(members.images) + len(members.sidecars) + members.ignored.counts.total()
 
 
 def _index(place: str, file: Any, members: Members) -> str | None:
@@ -141,7 +141,8 @@ def _add(place: str, info: tarfile.TarInfo, file: Any, members: Members) -> None
     if info.isdir():
         return
     if not info.isreg() or info.issparse():
-        members.ignored[_LINK if info.issym() or info.islnk() else NOT_A_FILE] += 1
+        reason = _LINK if info.issym() or info.islnk() else NOT_A_FILE
+        members.ignored.add(members.clean(info.name), reason)
         return
     path = members.clean(info.name)
     kind = members.wants(path, info.size)
