@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from dinoprobe.audit import Suspect
     from dinoprobe.classifier import ImageClassifier
     from dinoprobe.types import Dataset, Failure, Features
 
 THUMBNAILS = 24
+SUSPECT_THUMBNAILS = 12
 THUMBNAIL_SIZE_PX = 128
 
 
@@ -58,6 +60,7 @@ class Context:
     notes: Sequence[str] = ()
     events: Sequence[Mapping[str, Any]] = ()
     baseline: Baseline | None = None
+    suspects: Sequence[Suspect] = ()
 
 
 def judge(classifier: ImageClassifier, features: Features) -> Outcome:
@@ -163,7 +166,8 @@ def report_input(classifier: ImageClassifier, outcome: Outcome, context: Context
         },
         baseline=context.baseline,
         predictions=outcome.predictions,
-        thumbnails=_thumbnails(context.dataset, outcome, classifier.encoder.preprocessing.bands),
+        suspects=[Row(*suspect[:4]) for suspect in context.suspects],
+        thumbnails=_thumbnails(context, outcome, classifier.encoder.preprocessing.bands),
         selection=_selection(context.events),
         epochs=_epochs(context.events),
         counts=context.counts,
@@ -208,14 +212,15 @@ def _epochs(events: Sequence[Mapping[str, Any]]) -> list[EpochPoint]:
 
 
 def _thumbnails(
-    dataset: Dataset, outcome: Outcome, bands: tuple[int, ...] | None
+    context: Context, outcome: Outcome, bands: tuple[int, ...] | None
 ) -> dict[str, bytes]:
     from dinoprobe.errors import ImageError
     from dinoprobe.preprocess import thumbnail
 
     wanted = {row.key for row in outcome.confident_mistakes()}
+    wanted |= {suspect.key for suspect in context.suspects[:SUSPECT_THUMBNAILS]}
     found = {}
-    for sample in dataset.samples:
+    for sample in context.dataset.samples:
         if sample.key in wanted:
             try:
                 found[sample.key] = thumbnail(sample.source.read(), THUMBNAIL_SIZE_PX, bands=bands)

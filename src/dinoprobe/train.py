@@ -229,6 +229,7 @@ def train(
         notes=notes,
         events=fit.events,
         baseline=baseline,
+        suspects=fit.suspects,
     )
     outcome = judge(classifier, features.select(parts.rows("test")))
     return _save(

@@ -388,3 +388,22 @@ def test_any_loss_can_be_drawn_or_left_out(epochs: list[EpochPoint]):
 def test_strengths_that_have_no_logarithm_are_left_out():
     selection = [SelectionPoint(0.0, 0.5), SelectionPoint(1.0, 0.6), SelectionPoint(10.0, 0.7)]
     assert "C = 10:" in text_of(render_report(make_input(selection=selection)))
+
+
+def test_doubtful_labels_are_shown_and_capped():
+    suspects = [Prediction(f"train/{i}.png", "cat", "dog", 0.9) for i in range(20)]
+    page = render_report(
+        ReportInput(
+            dataset="pets",
+            encoder={"id": "builtin"},
+            evaluation=make_evaluation(("cat", "dog")),
+            suspects=suspects,
+            thumbnails={"train/0.png": PNG},
+        )
+    )
+    assert "12 of 20 training images whose label is contradicted" in page
+    assert page.count("train/11.png") == 1
+    assert "train/12.png" not in page
+    assert "Labels to look at" not in render_report(
+        ReportInput(dataset="pets", encoder={}, evaluation=make_evaluation(("cat", "dog")))
+    )

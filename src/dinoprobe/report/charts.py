@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from dinoprobe.report.input import Bin, EpochPoint, SelectionPoint
 
-WIDTH, LEFT, RIGHT, TOP = 440.0, 66.0, 14.0, 14.0
+WIDTH, LEFT, RIGHT, TOP = 440.0, 78.0, 14.0, 14.0
 FOOT = 46.0  # tick labels and the name of the axis
 MAX_POINTS = 400  # of a curve; more can not be told apart
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from dinoprobe.types import Failure
 
+MAX_SUSPECTS = 12
 MAX_MISTAKES = 24
 MAX_THUMBNAIL_BYTES = 1_500_000  # of all together; base64 adds a third
 MAX_CLASS_ROWS = 1_000
@@ -70,6 +71,7 @@ _SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Confusions", "confusions", ("matrix", "picture", "confusions")),
     ("Classes", "classes", ("class_rows",)),
     ("Confident mistakes", "mistakes", ("mistakes",)),
+    ("Labels to look at", "suspects", ("suspects",)),
     ("Calibration", "calibration", ("reliability_chart",)),
     ("Training", "training", ("head_facts", "selection_chart", "loss_chart")),
     ("Data", "data", ("count_rows", "failures", "ignored", "notes")),
@@ -206,6 +208,8 @@ def _mistake_parts(summary: ReportInput) -> dict[str, object]:
     return {
         "mistakes": _with_pictures(wrong[:MAX_MISTAKES], summary.thumbnails),
         "mistakes_total": len(wrong),
+        "suspects": _with_pictures(summary.suspects[:MAX_SUSPECTS], summary.thumbnails),
+        "suspects_total": len(summary.suspects),
     }
 
 

@@ -65,6 +65,7 @@ class ReportInput:
     - run: `protocol`, `seed`, `command`, `created`, `dataset_uri`, `dataset_digest`, `device`,
       `seconds`, `versions` (a mapping of library to version).
 
+    `suspects` are training images with their label as `true`, the most doubtful first.
     `counts` are images by split and class, `ignored` files that are not images by reason.
     `thumbnails` are small JPEG, PNG or WebP files by key.
     """
@@ -76,6 +77,7 @@ class ReportInput:
     run: Mapping[str, object] = field(default_factory=dict)
     baseline: Baseline | None = None
     predictions: Sequence[Prediction] = ()
+    suspects: Sequence[Prediction] = ()
     thumbnails: Mapping[str, bytes] = field(default_factory=dict)
     selection: Sequence[SelectionPoint] = ()
     epochs: Sequence[EpochPoint] = ()
