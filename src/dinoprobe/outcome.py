@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dinoprobe.engine import write_failures
 from dinoprobe.evaluation import Evaluation, evaluate
-from dinoprobe.files import write_atomic, write_json
+from dinoprobe.files import to_json, write_atomic
 from dinoprobe.report import Baseline, EpochPoint, ReportInput, SelectionPoint, render_report
 from dinoprobe.report import Prediction as Row
 from dinoprobe.run import dataset_name, write_table
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dinoprobe.classifier import ImageClassifier
     from dinoprobe.types import Dataset, Failure, Features
 
+MAX_INDENTED_CLASSES = 30  # a matrix of 1,000 classes takes a third of the bytes on one line
 THUMBNAILS = 24
 SUSPECT_THUMBNAILS = 12
 THUMBNAIL_SIZE_PX = 128
@@ -90,7 +91,9 @@ def write_outcome(
     folder: Path, classifier: ImageClassifier, outcome: Outcome, context: Context
 ) -> None:
     """Write evaluation.json, predictions.csv, failures.csv and report.html."""
-    write_json(folder / "evaluation.json", evaluation_document(classifier, outcome, context))
+    indent = 2 if len(classifier.classes) <= MAX_INDENTED_CLASSES else None
+    document = to_json(evaluation_document(classifier, outcome, context), indent=indent)
+    write_atomic(folder / "evaluation.json", document + b"\n")
     header = ("key", "label", "predicted", "probability", "correct")
     rows = [
         (row.key, row.true, row.predicted, f"{row.probability:.6f}", int(row.true == row.predicted))

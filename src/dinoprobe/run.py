@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dinoprobe.datasets import HUB_PREFIX
 from dinoprobe.errors import ConfigurationError
 from dinoprobe.files import WriteError, to_json, write_atomic
 
@@ -128,8 +129,12 @@ def _umask() -> int:
 
 
 def absolute(place: str) -> str:
-    """A local path made absolute; a URI as it is."""
-    return place if "://" in place else str(Path(place).expanduser().absolute())
+    """A local path or pattern made absolute; a URI and a name on a hub as they are."""
+    return (
+        place
+        if "://" in place or place.startswith(HUB_PREFIX)
+        else str(Path(place).expanduser().absolute())
+    )
 
 
 def dataset_name(uri: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 import warnings
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +51,7 @@ from dinoprobe.versions import versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     import numpy as np
     import numpy.typing as npt
@@ -232,26 +232,19 @@ def train(
         suspects=fit.suspects,
     )
     outcome = judge(classifier, features.select(parts.rows("test")))
-    return _save(
-        resolved(config, dataset, encoder), classifier, embedding, parts, fit, context, outcome
-    )
+    return _save(resolved(config, encoder), classifier, embedding, parts, fit, context, outcome)
 
 
-def resolved(config: TrainConfig, dataset: Dataset, encoder: Encoder) -> TrainConfig:
+def resolved(config: TrainConfig, encoder: Encoder) -> TrainConfig:
     """The configuration with nothing left to the place, the machine or the day."""
     return replace(
         config,
-        data=replace(config.data, source=dataset.uri if _is_place(config) else config.data.source),
+        data=replace(config.data, source=absolute(config.data.source)),
         encoder=replace(
             config.encoder, name=encoder.name, pooling=encoder.pooling, dtype=encoder.precision
         ),
         store=config.store and absolute(config.store),
     )
-
-
-def _is_place(config: TrainConfig) -> bool:
-    """Whether the source is one local path, and not a pattern or a name on a hub."""
-    return Path(config.data.source).expanduser().exists()
 
 
 def check_head(config: TrainConfig) -> None:

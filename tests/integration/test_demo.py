@@ -48,7 +48,7 @@ def test_planted_faults_are_reported(first: dict[str, object], folder: Path) -> 
     }
 
 
-def test_the_digits_of_the_test_part_come_from_other_images(folder: Path) -> None:
+def test_no_picture_is_on_both_sides(first: dict[str, object], folder: Path) -> None:
     with (folder / "run-001" / "split.csv").open() as file:
         parts = {row["content_hash"]: row["split"] for row in csv.DictReader(file)}
     assert len(parts) == 1797

@@ -163,7 +163,7 @@ def test_a_run_that_fails_leaves_no_directory(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dinoprobe.outcome.write_json", full)
+    monkeypatch.setattr("dinoprobe.outcome.write_atomic", full)
     found = document("train", photos, "-e", vit, "--out", tmp_path / "r", code=2)
     assert "No space left" in str(found["message"])
     assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from dinoprobe.datasets.archive import open_archives
 from dinoprobe.datasets.classes import check_classes
 from dinoprobe.datasets.folder import open_folder
-from dinoprobe.datasets.hub import PREFIX, is_hub_object, is_saved, open_hub, open_named, open_saved
+from dinoprobe.datasets.hub import PREFIX as HUB_PREFIX
+from dinoprobe.datasets.hub import is_hub_object, is_saved, open_hub, open_named, open_saved
 from dinoprobe.datasets.layout import classes_of, one_sided, unique_keys
 from dinoprobe.datasets.location import (
     filesystem_of,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
+    "HUB_PREFIX",
     "SplitRow",
     "assign_splits",
     "check_classes",
@@ -111,8 +113,8 @@ def _open_pair(images: Any, labels: Any) -> Dataset:
 
 
 def _open_text(text: str, columns: Columns) -> Dataset:
-    if text.startswith(PREFIX):
-        return open_named(text.removeprefix(PREFIX), columns)
+    if text.startswith(HUB_PREFIX):
+        return open_named(text.removeprefix(HUB_PREFIX), columns)
     if not text:
         raise DatasetNotFoundError("'': an empty path. Expected the path or URI of a dataset.")
     places = expand(text)
@@ -172,7 +174,7 @@ def _open_list(items: Sequence[Any], columns: Columns, *, uri: str | None = None
 
 
 def _is_container(text: str) -> bool:
-    if is_archive(text) or is_table(text) or text.startswith(PREFIX):
+    if is_archive(text) or is_table(text) or text.startswith(HUB_PREFIX):
         return True
     if not is_remote(text):
         return os.path.isdir(local_path(text))  # noqa: PTH112
