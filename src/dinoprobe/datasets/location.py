@@ -112,6 +112,9 @@ def source_at(place: str) -> Source:
     return RemoteSource(place) if is_remote(place) else FileSource(local_path(place))
 
 
+_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs"}
+
+
 def filesystem_of(uri: str) -> tuple[Any, str]:
     """The fsspec file system of a URI and the path in it.
 
@@ -120,9 +123,7 @@ def filesystem_of(uri: str) -> tuple[Any, str]:
     try:
         return _filesystem(uri)
     except ImportError as error:
-        raise DatasetError(
-            f"{uri}: this kind of store needs a package that is not installed ({error})."
-        ) from error
+        raise DatasetError(_not_installed(uri, error)) from error
     except ValueError as error:
         raise DatasetError(_unknown_scheme(uri, error)) from error
     except OSError as error:
@@ -134,6 +135,12 @@ def _filesystem(uri: str) -> tuple[Any, str]:
 
     filesystem, path = url_to_fs(uri)
     return filesystem, path
+
+
+def _not_installed(uri: str, error: ImportError) -> str:
+    package = _PACKAGES.get(uri.partition("://")[0])
+    text = f"{uri}: this kind of store needs a package that is not installed ({error})."
+    return f"{text} Install it with: pip install {package}" if package else text
 
 
 def _unknown_scheme(uri: str, error: ValueError) -> str:
