@@ -1,0 +1,10 @@
+"""The recipe: open, embed, split, fit with selection, evaluate once on the test part, save.
+
+Order matters twice: images are embedded before they are split, because identical images must stay
+on one side and only their bytes tell; and the test part is read once, after everything is chosen.
+"""
+
+from dinoprobe.train.config import CONFIG_SCHEMA, DataSettings, TrainConfig
+from dinoprobe.train.recipe import TrainedRun, train
+
+__all__ = ["CONFIG_SCHEMA", "DataSettings", "TrainConfig", "TrainedRun", "train"]

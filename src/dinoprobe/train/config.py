@@ -1,0 +1,151 @@
+"""What a run is asked for: plain values that its config.json keeps, and that repeat it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from types import NoneType
+from typing import TYPE_CHECKING, Any
+
+from dinoprobe.datasets import open_dataset
+from dinoprobe.encoder import EncoderSettings
+from dinoprobe.errors import ConfigurationError
+from dinoprobe.heads import (
+    KNNProbe,
+    LinearProbe,
+    LogisticProbe,
+    check_options,
+    head_from_name,
+)
+from dinoprobe.preprocess import Augmentation
+from dinoprobe.run import absolute
+
+if TYPE_CHECKING:
+    from dinoprobe.encoder import Encoder
+    from dinoprobe.types import Dataset
+
+AUGMENTATIONS = {
+    "crop+flip": Augmentation(),
+    "crop": Augmentation(flip=0.0),
+    "flip": Augmentation(scale=(1.0, 1.0)),
+    "none": Augmentation(scale=(1.0, 1.0), flip=0.0),
+}
+CONFIG_SCHEMA = "dinoprobe.config/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSettings:
+    """Where the images are, and which columns of a table to take."""
+
+    source: str
+    path_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+    group_column: str | None = None
+
+    def open(self) -> Dataset:
+        """The dataset. Raises DatasetError."""
+        return open_dataset(
+            self.source,
+            path_column=self.path_column,
+            label_column=self.label_column,
+            split_column=self.split_column,
+            group_column=self.group_column,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """Every option of `dinoprobe train`, resolved; config.json of a run holds it.
+
+    `head_options` go to the head's constructor. `on_the_fly` trains the linear head on images
+    augmented as `augment` says (one of AUGMENTATIONS), the encoder inside the loop. `store` is a
+    place for features, None for the default.
+    """
+
+    data: DataSettings
+    encoder: EncoderSettings
+    head: str = "logistic"
+    head_options: dict[str, Any] = field(default_factory=dict)
+    on_the_fly: bool = False
+    augment: str = "crop+flip"
+    seed: int = 0
+    test_fraction: float = 0.2
+    batch_size: int | None = None
+    store: str | None = None
+    bundle_encoder: bool = False
+    out: str | None = None
+    command: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """The inverse of `to_dict`. Raises ConfigurationError for an unknown or a missing key."""
+        try:
+            data = DataSettings(**values["data"])
+            encoder = EncoderSettings.from_dict(values["encoder"])
+            config = cls(**{**values, "data": data, "encoder": encoder})
+            _check_types(config)
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
+            msg = f"the configuration does not fit: {error}. Expected a run's config.json."
+            raise ConfigurationError(msg) from error
+        return config
+
+
+def _check_types(config: TrainConfig) -> None:
+    """Raise TypeError for a value that JSON allows and the recipe does not."""
+    expected: dict[str, tuple[type, ...]] = {
+        "head": (str,),
+        "augment": (str,),
+        "head_options": (dict,),
+        "seed": (int,),
+        "test_fraction": (float,),
+        "batch_size": (int, NoneType),
+        "store": (str, NoneType),
+    }
+    for name, types in expected.items():
+        value = getattr(config, name)
+        if not isinstance(value, types):
+            raise TypeError(f"{name} is {value!r}, expected {types[0].__name__}")
+    if not 0 < config.test_fraction < 1:
+        raise ValueError(f"test_fraction is {config.test_fraction}, expected between 0 and 1")
+    for name, value in (("source", config.data.source), ("name", config.encoder.name)):
+        if not isinstance(value, str):
+            raise TypeError(f"{name} is {value!r}, expected str")
+    if not isinstance(config.encoder.size_px, int | None):
+        raise TypeError(f"size_px is {config.encoder.size_px!r}, expected int")
+
+
+def resolved(config: TrainConfig, encoder: Encoder) -> TrainConfig:
+    """The configuration with nothing left to the place, the machine or the day."""
+    return replace(
+        config,
+        data=replace(config.data, source=absolute(config.data.source)),
+        encoder=replace(
+            config.encoder, name=encoder.name, pooling=encoder.pooling, dtype=encoder.precision
+        ),
+        store=config.store and absolute(config.store),
+    )
+
+
+def check_head(config: TrainConfig) -> None:
+    """Raise ConfigurationError for a head or options that can not work, before anything is read."""
+    head = head_from_name(config.head, **head_options(config))
+    if config.on_the_fly and not isinstance(head, LinearProbe):
+        msg = f"head '{config.head}' can not be trained on the fly. Use --head linear for that."
+        raise ConfigurationError(msg)
+    if config.augment not in AUGMENTATIONS:
+        msg = f"augment is '{config.augment}', expected one of {', '.join(AUGMENTATIONS)}."
+        raise ConfigurationError(msg)
+    if config.on_the_fly and isinstance(head, LinearProbe) and head.standardize:
+        msg = "standardize needs all features at once, which on-the-fly training never has."
+        raise ConfigurationError(msg)
+    if isinstance(head, (LinearProbe, LogisticProbe, KNNProbe)):
+        check_options(head)
+
+
+def head_options(config: TrainConfig) -> dict[str, Any]:
+    """The options of the head; k of `knn` is chosen on folds unless it is given."""
+    return {"k": "auto", **config.head_options} if config.head == "knn" else config.head_options

@@ -1,0 +1,186 @@
+"""Fitting a head on the training part, and saying how it was chosen."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
+
+from dinoprobe.audit import Suspect, suspicious_labels
+from dinoprobe.errors import DinoprobeError, HeadError
+from dinoprobe.heads import (
+    KNNProbe,
+    LinearProbe,
+    LogisticProbe,
+    SklearnProbe,
+    head_from_name,
+    with_random_state,
+)
+from dinoprobe.online import fit_online
+from dinoprobe.partition import dealt_folds, selection_folds
+from dinoprobe.train.config import AUGMENTATIONS, TrainConfig, head_options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from dinoprobe.encoder import Encoder
+    from dinoprobe.heads import ProbeBase
+    from dinoprobe.partition import Partition
+    from dinoprobe.preprocess import Augmentation
+    from dinoprobe.types import Dataset, Failure, Features
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A fitted head with the events of fitting it, and the images it could not use."""
+
+    head: ProbeBase
+    events: list[dict[str, Any]]
+    failures: list[Failure]
+    suspects: list[Suspect]
+
+
+def fit(
+    config: TrainConfig,
+    encoder: Encoder,
+    dataset: Dataset,
+    training: Features,
+    parts: Partition,
+    say: Callable[[str], None],
+) -> Fit:
+    """Fit the head of `config` on the training part `training`, its selection on folds of it.
+
+    Raises HeadError, and ConfigurationError for options that do not fit each other.
+    """
+    kept = [parts.splits[i] for i in parts.rows("train", "val")]
+    folds = selection_folds(training, kept, seed=config.seed)
+    head = seeded(head_from_name(config.head, **head_options(config)), config)
+    if isinstance(head, LinearProbe) and config.on_the_fly:
+        augmentation = AUGMENTATIONS[config.augment]
+        fitted, events, failures = _fit_online(head, encoder, dataset, training, augmentation, say)
+    else:
+        fitted, failures = fit_head(head, training, folds), []
+        events = _events(fitted, say)
+    suspects = suspicious_labels(
+        frozen_choice(fitted), training, dealt_folds(training, seed=config.seed)
+    )
+    return Fit(fitted, events, failures, suspects)
+
+
+def _fit_online(
+    probe: LinearProbe,
+    encoder: Encoder,
+    dataset: Dataset,
+    training: Features,
+    augmentation: Augmentation,
+    say: Callable[[str], None],
+) -> tuple[LinearProbe, list[dict[str, Any]], list[Failure]]:
+    wanted = set(training.keys)
+    samples = [sample for sample in dataset.samples if sample.key in wanted]
+    events: list[dict[str, Any]] = []
+
+    def on_epoch(epoch: int, loss: float) -> None:
+        events.append({"event": "epoch", "epoch": epoch, "loss": loss})
+        say(f"epoch {epoch}/{probe.epochs}: loss {loss:.4g}")
+
+    fitted, failures = fit_online(samples, encoder, probe, augmentation, on_epoch=on_epoch)
+    return fitted, events, failures
+
+
+def seeded(head: ProbeBase, config: TrainConfig) -> ProbeBase:
+    """The head with `random_state` from the seed, where it has one that was not given."""
+    if "random_state" in config.head_options:
+        return head
+    if isinstance(head, SklearnProbe):
+        return with_random_state(head, config.seed)
+    if "random_state" in head.get_params(deep=False):
+        head.set_params(random_state=config.seed)
+    return head
+
+
+def fit_head(head: ProbeBase, training: Features, folds: npt.NDArray[np.intp]) -> ProbeBase:
+    """Fit on all rows; a head that selects hyper-parameters does so on these folds and no others.
+
+    Raises HeadError, also for what scikit-learn refuses.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            if isinstance(head, (LogisticProbe, KNNProbe)):
+                fitted: ProbeBase = head.fit(training.X, training.y, folds=folds)
+            else:
+                fitted = head.fit(training.X, training.y)
+        except DinoprobeError:
+            raise
+        except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+            msg = f"the head can not be fitted on these features: {error}"
+            raise HeadError(msg) from error
+    if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
+        fitted.converged_ = False
+    return fitted
+
+
+def frozen_choice(head: ProbeBase) -> ProbeBase:
+    """An unfitted copy whose selected hyper-parameters are fixed."""
+    copy: ProbeBase = clone(head)
+    if isinstance(head, LogisticProbe):
+        copy.set_params(C=head.C_)
+    elif isinstance(head, KNNProbe):
+        copy.set_params(k=head.k_)
+    return copy
+
+
+def _events(head: ProbeBase, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """What was measured while fitting, for metrics.jsonl and the report."""
+    losses = enumerate(getattr(head, "loss_history_", ()), start=1)
+    events: list[dict[str, Any]] = [
+        {"event": "epoch", "epoch": epoch, "loss": float(loss)} for epoch, loss in losses
+    ]
+    for event in events:
+        say(f"epoch {event['epoch']}: loss {event['loss']:.4g}")
+    if not getattr(head, "converged_", True):
+        say("The head did not converge: its figures may still move with more iterations.")
+    results = getattr(head, "cv_results_", None) or {"C": (), "accuracy": (), "log_loss": ()}
+    for C, accuracy, loss in zip(*(results[k] for k in ("C", "accuracy", "log_loss")), strict=True):
+        judged = {"accuracy": float(accuracy), "log_loss": float(loss)}
+        events.append({"event": "selection", "strength": float(C), **judged})
+    return events
+
+
+def chosen(head: ProbeBase) -> dict[str, Any]:
+    """The hyper-parameters that were chosen, and how, as JSON values."""
+    found = {
+        "strength": getattr(head, "C_", None),
+        "k": getattr(head, "k_", None),
+        "selection": getattr(head, "selection_", None),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _how(selection: str, what: str) -> str:
+    """How a hyper-parameter was found, from a head's `selection_`."""
+    if not selection:
+        return "on cached features"
+    if selection == "given":
+        return f"{what} as given"
+    if selection.startswith("default"):
+        return f"{what} by {selection}"
+    return f"{what} chosen on {selection.replace('given folds', 'folds of the training part')}"
+
+
+def protocol(config: TrainConfig, parts: Partition, head: ProbeBase) -> str:
+    """One sentence on how the figures came about."""
+    selection = str(getattr(head, "selection_", ""))
+    how = _how(selection, "k" if isinstance(head, KNNProbe) else "strength")
+    if config.on_the_fly:
+        how = f"trained on images augmented by {config.augment}"
+    if "val" in parts.splits:
+        how = how.replace("1 given fold", "the validation part")
+    split = "given split" if parts.given else f"split made by seed {config.seed}"
+    return f"{config.head} head, {how}; {split}; test part used once"

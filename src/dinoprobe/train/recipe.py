@@ -1,0 +1,188 @@
+"""The recipe itself, from a configuration to a run directory."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dinoprobe.classifier import ImageClassifier, training_digest
+from dinoprobe.datasets import write_split
+from dinoprobe.encoder import open_encoder
+from dinoprobe.engine import embed
+from dinoprobe.files import write_json
+from dinoprobe.outcome import (
+    Context,
+    Outcome,
+    count_parts,
+    judge,
+    outcome_summary,
+    report_input,
+    write_outcome,
+)
+from dinoprobe.partition import check_labels, partition
+from dinoprobe.report import render_card
+from dinoprobe.run import check_out, new_run, write_metrics, write_suspects
+from dinoprobe.store import FeatureStore
+from dinoprobe.train.config import CONFIG_SCHEMA, TrainConfig, check_head, resolved
+from dinoprobe.train.fit import Fit, chosen, fit, protocol
+from dinoprobe.types import NoProgress
+from dinoprobe.versions import versions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from dinoprobe.audit import Suspect
+    from dinoprobe.engine import Embedding
+    from dinoprobe.partition import Partition
+    from dinoprobe.report import Baseline
+    from dinoprobe.types import Failure, Features, Progress
+
+SCHEMA = "dinoprobe.train/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainedRun:
+    """What `train` made: `path` is the run directory, `summary` the document of `--json`."""
+
+    path: Path
+    classifier: ImageClassifier
+    outcome: Outcome
+    context: Context
+    suspects: tuple[Suspect, ...]
+    summary: dict[str, Any]
+
+
+def train(
+    config: TrainConfig,
+    *,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    baseline: Baseline | None = None,
+) -> TrainedRun:
+    """Train, evaluate and save one classifier.
+
+    `say` gets sentences for the user while it runs, `baseline` is shown beside the result. Raises
+    DatasetError, HeadError, ConfigurationError, and what `open_encoder` and `embed` raise.
+    """
+    start = time.perf_counter()
+    check_out(config.out)
+    check_head(config)
+    dataset = config.data.open()
+    check_labels(dataset)
+    say(f"{len(dataset):,} images of {len(dataset.classes):,} classes in {dataset.uri}")
+    encoder = open_encoder(config.encoder)
+    embedding = embed(
+        dataset,
+        encoder,
+        store=FeatureStore(config.store),
+        batch_size=config.batch_size or "auto",
+        progress=progress or NoProgress(),
+    )
+    features = embedding.features
+    parts = partition(features, seed=config.seed, test_fraction=config.test_fraction)
+    notes = (*dataset.notes, *encoder.notes, *embedding.notes, *parts.notes)
+    for note in notes:
+        say(note)
+    training = features.select(parts.rows("train", "val"))
+    fitted = fit(config, encoder, dataset, training, parts, say)
+    classifier = ImageClassifier(
+        encoder, fitted.head, training=_training(config, training, parts, fitted)
+    )
+    context = Context(
+        dataset=dataset,
+        protocol=protocol(config, parts, fitted.head),
+        seed=config.seed,
+        seconds=time.perf_counter() - start,
+        command=config.command,
+        n_train=len(training),
+        counts=count_parts(features.y.tolist(), parts.splits),
+        failures=merged_failures(features.failures, fitted.failures),
+        notes=notes,
+        events=fitted.events,
+        baseline=baseline,
+        suspects=fitted.suspects,
+    )
+    outcome = judge(classifier, features.select(parts.rows("test")))
+    return _save(resolved(config, encoder), classifier, embedding, parts, fitted, context, outcome)
+
+
+def _training(
+    config: TrainConfig, training: Features, parts: Partition, fitted: Fit
+) -> dict[str, Any]:
+    labels = [str(label) for label in training.y]
+    return {
+        "digest": training_digest(training.keys, training.hashes, labels),
+        "n": len(training),
+        "head": {"name": config.head, **chosen(fitted.head)},
+        "seed": config.seed,
+        "protocol": protocol(config, parts, fitted.head),
+        "versions": versions(),
+    }
+
+
+def merged_failures(*lists: Sequence[Failure]) -> tuple[Failure, ...]:
+    """All failures, the first one of each key."""
+    found: dict[str, Failure] = {}
+    for failure in (failure for failures in lists for failure in failures):
+        found.setdefault(failure.key, failure)
+    return tuple(found.values())
+
+
+def _save(
+    config: TrainConfig,
+    classifier: ImageClassifier,
+    embedding: Embedding,
+    parts: Partition,
+    fitted: Fit,
+    context: Context,
+    outcome: Outcome,
+) -> TrainedRun:
+    evaluation = outcome.evaluation
+    classifier.figures = {
+        "accuracy": evaluation.accuracy,
+        "interval": list(evaluation.accuracy_interval),
+        "n_test": evaluation.n,
+        "protocol": context.protocol,
+    }
+    card = render_card(report_input(classifier, outcome, context), bundled=config.bundle_encoder)
+    with new_run(config.out, context.dataset.uri) as staged:
+        write_json(staged.folder / "config.json", {"schema": CONFIG_SCHEMA, **config.to_dict()})
+        write_split(staged.folder / "split.csv", _split_rows(embedding.features, parts))
+        write_suspects(staged.folder / "suspects.csv", fitted.suspects)
+        write_metrics(staged.folder / "metrics.jsonl", fitted.events)
+        write_outcome(staged.folder, classifier, outcome, context)
+        classifier.save(
+            staged.folder / "classifier", bundle_encoder=config.bundle_encoder, card=card
+        )
+    return TrainedRun(
+        path=staged.path,
+        classifier=classifier,
+        outcome=outcome,
+        context=context,
+        suspects=tuple(fitted.suspects),
+        summary=_summary(staged.path, config, classifier, outcome, context, embedding),
+    )
+
+
+def _split_rows(features: Features, parts: Partition) -> Iterator[tuple[str | None, ...]]:
+    return zip(
+        features.keys, features.y, parts.splits, features.groups, features.hashes, strict=True
+    )
+
+
+def _summary(
+    run: Path,
+    config: TrainConfig,
+    classifier: ImageClassifier,
+    outcome: Outcome,
+    context: Context,
+    embedding: Embedding,
+) -> dict[str, Any]:
+    return {
+        **outcome_summary(SCHEMA, run, classifier, outcome, context),
+        "head": config.head,
+        "embedded": embedding.embedded,
+        "cached": embedding.cached,
+    }
