@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.integration.test_verbs import DESCRIBED
 from typer.testing import CliRunner
 
 from dinoprobe.cli.app import app
@@ -25,6 +26,7 @@ def first(folder: Path) -> dict[str, object]:
     result = CliRunner().invoke(app, ["demo", "--out", str(folder), "--json"])
     assert result.exit_code == 0, result.output
     value: dict[str, object] = json.loads(result.stdout)
+    assert set(value) <= DESCRIBED, "docs/json.md describes every key"
     return value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from dinoprobe.cli.app import app
 from dinoprobe.encoder import Encoder
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220)}
+DESCRIBED = {"schema"} | set(
+    re.findall(r"`([a-z_]+)`", (Path(__file__).parents[2] / "docs" / "json.md").read_text("utf-8"))
+)
 RUN_FILES = {
     "classifier", "config.json", "evaluation.json", "failures.csv", "metrics.jsonl",
     "predictions.csv", "report.html", "split.csv", "suspects.csv",
@@ -55,6 +59,7 @@ def document(*arguments: object, code: int = 0) -> dict[str, object]:
     result = invoke(*arguments, "--json")
     assert result.exit_code == code, result.output
     value: dict[str, object] = json.loads(result.stdout)
+    assert set(value) <= DESCRIBED, "docs/json.md describes every key"
     return value
 
 
