@@ -19,8 +19,8 @@ import os
 import re
 import shutil
 import tempfile
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,13 +41,13 @@ def check_out(out: str | None) -> None:
     """Raise ConfigurationError when a run can not be written there, before hours of work."""
     if out is None:
         return
-    folder = Path(out).expanduser()
+    folder = Path(out).expanduser().resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        msg = f"{folder}: exists and is not an empty directory. Give another --out."
+        msg = f"{out}: exists and is not an empty directory. Give another --out."
         raise ConfigurationError(msg)
-    above = next((parent for parent in folder.absolute().parents if parent.exists()), None)
-    if above is None or not above.is_dir() or not os.access(above, os.W_OK):
-        msg = f"{folder}: {above} is not a directory that can be written to. Give another --out."
+    above = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        msg = f"{out}: {above} is not a directory that can be written to. Give another --out."
         raise ConfigurationError(msg)
 
 
@@ -67,10 +67,11 @@ def new_run(out: str | None, dataset_uri: str) -> Iterator[Staged]:
     """
     check_out(out)
     if out is not None:
-        parent, name = Path(out).expanduser().parent, Path(out).expanduser().name
-    else:
-        parent, name = Path(DEFAULT_FOLDER), dataset_name(dataset_uri)
-    with _staged(parent, name, numbered=out is None) as staged:
+        path = Path(out).expanduser().resolve()
+        with _staged(path.parent, path.name, numbered=False) as staged:
+            yield replace(staged, path=Path(out).expanduser())
+        return
+    with _staged(Path(DEFAULT_FOLDER), dataset_name(dataset_uri), numbered=True) as staged:
         yield staged
 
 
@@ -83,30 +84,40 @@ def new_evaluation(run: Path, dataset_uri: str) -> Iterator[Staged]:
 
 @contextmanager
 def _staged(parent: Path, name: str, *, numbered: bool) -> Iterator[Staged]:
+    """Stages beside the place, or inside it where it is an empty directory (a mount, perhaps)."""
+    path = parent / name
+    within = path if not numbered and path.is_dir() else parent
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{name}-", suffix=".new", dir=parent))
+        within.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{name}-", suffix=".new", dir=within))
         folder.chmod(0o777 & ~_umask())
     except OSError as error:
-        msg = f"{parent}: can not be written to ({error.strerror}). Give another --out."
+        msg = f"{within}: can not be written to ({error.strerror}). Give another --out."
         raise WriteError(msg) from error
-    path = _free(parent, name) if numbered else parent / name
     try:
-        yield Staged(folder, path)
-        _publish(folder, path)
-    except BaseException:
         if numbered:
-            path.rmdir()  # only the empty directory that held the number
-        raise
-    finally:
+            path = _free(parent, name)
+        yield Staged(folder, path)
+    except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
+        if numbered and path != parent / name:
+            with suppress(OSError):
+                path.rmdir()  # only the empty directory that held the number
+        raise
+    _publish(folder, path)
 
 
 def _publish(folder: Path, path: Path) -> None:
+    """Moves what was staged to its place; where that fails, it is kept and named."""
     try:
-        folder.rename(path)  # replaces an empty directory, never one with files
+        if folder.parent != path:
+            folder.rename(path)  # replaces an empty directory, never one with files
+            return
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == "config.json"):
+            entry.rename(path / entry.name)
+        folder.rmdir()
     except OSError as error:
-        msg = f"{path}: can not be made ({error.strerror}). Give another --out."
+        msg = f"{path}: can not be made ({error.strerror}). What was made is in {folder}: move it."
         raise WriteError(msg) from error
 
 

@@ -57,7 +57,7 @@ def score(
     """
     start = time.perf_counter()
     check_out(out)
-    folder = classifier_folder(run)
+    folder = classifier_folder(run).resolve()
     home = _home(folder)
     known = _known(home)
     dataset = (data or _own_data(home)).open()

@@ -331,7 +331,12 @@ def test_a_table_with_columns_by_flag(photos: Path, vit: Path, tmp_path: Path) -
         (["train", ".", "-e", "builtin", "--head", "logistik"], "logistic"),
         (["train", ".", "-e", "builtin", "--head", "knn", "--on-the-fly"], "Use --head linear"),
         (["train", ".", "-e", "builtin", "-O", "C"], "expected NAME=VALUE"),
-        (["train", ".", "-e", "builtin", "--augment", "x"], "crop+flip, crop, flip, none"),
+        (["train", ".", "-e", "builtin", "--augment", "x"], "belongs to on-the-fly"),
+        (
+            ["train", ".", "-e", "builtin", "--head", "linear", "--on-the-fly", "--augment", "x"],
+            "crop+flip, crop, flip, none",
+        ),
+        (["train", "--config", "x.json", "--seed", "3"], "'seed' can not be given with it"),
         (["train", "--config", "nowhere.json"], "Give a run's config.json"),
         (["evaluate", "nowhere"], "no such directory"),
         (["predict", "nowhere", "x.jpg"], "no such directory"),
@@ -359,6 +364,38 @@ def test_a_users_mistake_is_one_message_and_exit_2(
     assert result.exit_code == 2
     assert says in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_an_empty_out_directory_is_filled(
+    photos: Path, vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    document("train", photos, "-e", vit, "--out", ".")
+    assert {p.name for p in (tmp_path / "here").iterdir()} == RUN_FILES
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    document("train", photos, "-e", vit, "--out", tmp_path / "link")
+    assert {p.name for p in (tmp_path / "empty").iterdir()} == RUN_FILES
+
+
+def test_a_classifier_named_through_a_link_still_knows_its_run(
+    run: tuple[Path, dict[str, object]], photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "best").symlink_to(run[0] / "classifier")
+    found = document("evaluate", tmp_path / "best", photos, "--out", tmp_path / "e")
+    assert found["n_test"] == 12
+
+
+def test_several_folders_on_stdin_are_told_apart(
+    run: tuple[Path, dict[str, object]], photos: Path
+) -> None:
+    lines = f"{photos / 'blue'}\n{photos / 'nowhere'}\n{photos / 'green'}\n"
+    result = CliRunner().invoke(app, ["predict", str(run[0]), "-", "--json"], input=lines)
+    rows = json.loads(result.stdout)["rows"]
+    keys = [row["key"] for row in rows]
+    assert len(keys) == len(set(keys)) == 41
+    assert [row["key"] for row in rows if "failure" in row] == [str(photos / "nowhere")]
 
 
 def test_an_out_directory_in_use_is_refused_before_any_work(

@@ -525,3 +525,28 @@ def test_the_number_of_workers_follows_the_cores(monkeypatch: pytest.MonkeyPatch
             os, "sched_getaffinity", lambda _, n=cores: set(range(n)), raising=False
         )
         assert pipeline_module._workers("auto") == workers
+
+
+def test_lanes_that_share_too_little_memory_go_one_after_the_other() -> None:
+    """Room for one call at a time: two lanes at once are out of memory, one is not."""
+    inside, calls, gate = 0, threading.Lock(), threading.Event()
+
+    class Crowded(TinyEncoder):
+        def encode(self, images: torch.Tensor) -> npt.NDArray[np.float32]:
+            nonlocal inside
+            with calls:
+                inside += 1
+                crowded = inside > 1
+            try:
+                gate.wait(0.01)
+                if crowded:
+                    raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+                return super().encode(images)
+            finally:
+                with calls:
+                    inside -= 1
+
+    samples = dataset_of(numbered(40)).samples
+    found = [r.row for r in encode(samples, Crowded(), batch_size=4) if isinstance(r, Encoded)]
+    plain = [r.row for r in encode(samples, TinyEncoder(), batch_size=4) if isinstance(r, Encoded)]
+    np.testing.assert_allclose(np.stack(found), np.stack(plain), rtol=0, atol=1e-6)

@@ -5,10 +5,15 @@ from __future__ import annotations
 
 def main() -> None:
     """Run the command that the process was started with."""
+    import os
     import sys
 
     from dinoprobe.cli.app import app
 
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal without UTF-8 gets escapes, not an error
             stream.reconfigure(errors="backslashreplace")

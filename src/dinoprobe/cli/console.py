@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 from dinoprobe.errors import (
@@ -102,7 +102,8 @@ class Console:
     def _fail(self, message: str, kind: str, code: int) -> None:
         shown = "\n".join(map(printable, message.split("\n")))
         print(f"dinoprobe: {shown}", file=sys.stderr, flush=True)  # noqa: T201
-        self.document(_error(message, kind, code))
+        with suppress(OSError):  # a full disk may be what is reported
+            self.document(_error(message, kind, code))
         raise SystemExit(code) from None
 
     def strict(self, failures: int, *, asked: bool) -> None:

@@ -95,7 +95,7 @@ def _predictions(
     from dinoprobe.errors import DatasetError
     from dinoprobe.types import Failure
 
-    several = len(images) > 1
+    several = len(images) > 1 or "-" in images
     for source in _sources(images):
         prefix = f"{source.rstrip('/')}/" if several and isinstance(source, str) else ""
         try:
@@ -130,6 +130,8 @@ def _sources(images: list[str]) -> Iterator[str | list[str]]:
 def _with_stdin(images: list[str]) -> Iterator[str]:
     for image in images:
         if image == "-":
+            if hasattr(sys.stdin, "reconfigure"):  # paths are bytes, whatever the locale says
+                sys.stdin.reconfigure(errors="surrogateescape")
             yield from filter(None, (line.rstrip("\r\n") for line in sys.stdin))
         else:
             yield image

@@ -18,6 +18,7 @@ _HEAD = "Head"
 
 
 def train(
+    context: typer.Context,
     data: Annotated[
         str | None, typer.Argument(help="Folder, table, archive, or URI with labelled images.")
     ] = None,
@@ -101,7 +102,8 @@ def train(
     """Train a head on labelled images, evaluate it once on the test part, and save everything."""
     console = Console(as_json=as_json, quiet=quiet)
     with console.guarded():
-        _refuse_both(config, data, encoder)
+        if config is not None:
+            _refuse_flags(context)
         if config is None:  # a slip of the pen is told before torch is imported
             _require_data(data)
             options.require_encoder(encoder)
@@ -178,12 +180,17 @@ def _encoder_line(trained: TrainedRun) -> str:
     return f"Encoder: {encoder.name} ({facts})\nProtocol: {trained.context.protocol}"
 
 
-def _refuse_both(config: str | None, data: str | None, encoder: str | None) -> None:
+def _refuse_flags(context: typer.Context) -> None:
+    """`--config` repeats a run as it was: of the flags, only these may stand beside it."""
     from dinoprobe.errors import ConfigurationError
 
-    if config is not None and (data is not None or encoder is not None):
-        msg = "--config repeats a run as it was; images and --encoder can not be given with it."
-        raise ConfigurationError(msg)
+    beside = {"config", "out", "as_json", "quiet", "strict"}
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if name not in beside and source is not None and source.name == "COMMANDLINE":
+            shown = name.replace("_", "-")
+            msg = f"--config repeats a run as it was; '{shown}' can not be given with it."
+            raise ConfigurationError(msg)
 
 
 def _require_data(data: str | None) -> str:

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
-from threading import Lock, Thread
+from threading import Condition, Lock, Thread
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from dinoprobe.errors import ConfigurationError, EncoderError, ImageError
@@ -56,7 +56,10 @@ class EncoderLike(Protocol):
         """What the fingerprint stands for, as JSON values."""
 
     def encode(self, images: torch.Tensor) -> npt.NDArray[np.float32]:
-        """`(n, 3, height, width)` as `prepare` gives it to `(n, dimension)` float32."""
+        """`(n, 3, height, width)` as `prepare` gives it to `(n, dimension)` float32.
+
+        Called from several threads at once, unless its `device` is something else than a CPU.
+        """
 
 
 class Encoded(NamedTuple):
@@ -88,7 +91,7 @@ def encode(
     batch_size: int | Auto = "auto",
     workers: int | Auto = "auto",
 ) -> Iterator[Encoded | Failure]:
-    """One result per sample, in their order, as far ahead of the caller as one batch.
+    """One result per sample, in their order, a few batches ahead of the caller.
 
     Raises EncoderError when memory does not suffice for a single image; a broken image is a
     `Failure` and stops nothing.
@@ -123,7 +126,7 @@ def run(
 
     loaded = _read_ahead(samples, load, threads, ahead=2 * size + 2 * threads)
     try:
-        yield from _encoded(loaded, encoder, size, threads)
+        yield from _encoded(loaded, encoder, size, min(threads, _workers("auto")))
     finally:
         loaded.close()
 
@@ -235,16 +238,44 @@ def _batches(loaded: Iterator[Loaded], size: int) -> Iterator[list[Loaded]]:
 
 
 class _Batcher:
-    """Encodes batches; the size that memory allowed is kept for all that follow."""
+    """Encodes batches, also from several threads. The size that memory allowed is kept.
+
+    Threads share the memory: where one image alone is too much, the batch waits until no other
+    thread encodes, and from then on batches are encoded one after the other.
+    """
 
     def __init__(self, encoder: EncoderLike, size: int) -> None:
         self.encoder = encoder
         self.size = size
+        self._alone = False
+        self._running = 0
+        self._change = Condition()
 
     def __call__(self, batch: Sequence[Loaded]) -> npt.NDArray[np.float32]:
         images = [item.image for item in batch if item.image is not None]
-        rows, allowed = encode_within_memory(self.encoder, images, self.size)
-        self.size = min(self.size, allowed)
+        was_alone = self._alone
+        try:
+            return self._encode(images)
+        except EncoderError:
+            if was_alone:
+                raise
+        with self._change:
+            self._alone = True
+        return self._encode(images)
+
+    def _encode(self, images: list[torch.Tensor]) -> npt.NDArray[np.float32]:
+        with self._change:
+            self._change.wait_for(lambda: not (self._alone and self._running))
+            self._running += 1
+            size = self.size
+        try:
+            rows, allowed = encode_within_memory(self.encoder, images, size)
+        finally:
+            with self._change:
+                self._running -= 1
+                self._change.notify_all()
+        with self._change:
+            self.size = min(self.size, allowed)
         return rows
 
 

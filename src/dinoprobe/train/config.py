@@ -29,6 +29,7 @@ AUGMENTATIONS = {
     "flip": Augmentation(scale=(1.0, 1.0)),
     "none": Augmentation(scale=(1.0, 1.0), flip=0.0),
 }
+DEFAULT_AUGMENTATION = "crop+flip"
 CONFIG_SCHEMA = "dinoprobe.config/1"
 
 
@@ -67,7 +68,7 @@ class TrainConfig:
     head: str = "logistic"
     head_options: dict[str, Any] = field(default_factory=dict)
     on_the_fly: bool = False
-    augment: str = "crop+flip"
+    augment: str = DEFAULT_AUGMENTATION
     seed: int = 0
     test_fraction: float = 0.2
     batch_size: int | None = None
@@ -103,12 +104,16 @@ def _check_types(config: TrainConfig) -> None:
         "seed": (int,),
         "test_fraction": (float,),
         "batch_size": (int, NoneType),
+        "on_the_fly": (bool,),
+        "bundle_encoder": (bool,),
         "store": (str, NoneType),
     }
     for name, types in expected.items():
         value = getattr(config, name)
-        if not isinstance(value, types):
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             raise TypeError(f"{name} is {value!r}, expected {types[0].__name__}")
+    if config.seed < 0 or (config.batch_size is not None and config.batch_size < 1):
+        raise ValueError("seed and batch_size are whole numbers from 0 and from 1")
     if not 0 < config.test_fraction < 1:
         raise ValueError(f"test_fraction is {config.test_fraction}, expected between 0 and 1")
     for name, value in (("source", config.data.source), ("name", config.encoder.name)):
@@ -135,6 +140,9 @@ def check_head(config: TrainConfig) -> None:
     head = head_from_name(config.head, **head_options(config))
     if config.on_the_fly and not isinstance(head, LinearProbe):
         msg = f"head '{config.head}' can not be trained on the fly. Use --head linear for that."
+        raise ConfigurationError(msg)
+    if config.augment != DEFAULT_AUGMENTATION and not config.on_the_fly:
+        msg = "augment belongs to on-the-fly training. Add --on-the-fly --head linear."
         raise ConfigurationError(msg)
     if config.augment not in AUGMENTATIONS:
         msg = f"augment is '{config.augment}', expected one of {', '.join(AUGMENTATIONS)}."
