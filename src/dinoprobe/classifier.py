@@ -231,11 +231,10 @@ def classifier_folder(path: str | Path) -> Path:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The verified config.json of a classifier. Raises FormatError."""
+    from dinoprobe.files import read_json
+
     path = folder / _CONFIG_FILE
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FormatError(f"{path}: not readable as JSON ({error}). Train it again.") from error
+    config = read_json(path)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else type(config).__name__
         raise FormatError(f"{path}: format is {found!r}, expected '{FORMAT}'. Give a classifier.")

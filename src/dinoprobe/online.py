@@ -10,7 +10,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from dinoprobe.engine.pipeline import MAX_WORKERS, encode_within_memory, single_threaded
+from dinoprobe.engine.memory import encode_within_memory
+from dinoprobe.engine.pipeline import MAX_WORKERS, single_threaded
 from dinoprobe.errors import HeadError, ImageError
 from dinoprobe.types import Failure
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from dinoprobe.classifier import ImageClassifier, classifier_folder
-from dinoprobe.datasets import SplitRow, check_classes, read_split
+from dinoprobe.datasets import DataSettings, SplitRow, check_classes, read_split
 from dinoprobe.engine import embed
 from dinoprobe.errors import DatasetError, FormatError, MismatchError
+from dinoprobe.files import read_json
 from dinoprobe.outcome import Context, Outcome, count_parts, judge, outcome_summary, write_outcome
 from dinoprobe.run import check_out, new_evaluation, new_run
 from dinoprobe.store import FeatureStore
-from dinoprobe.train import DataSettings
 from dinoprobe.types import NoProgress
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ def _known(home: Path) -> dict[str, SplitRow]:
 def _own_data(home: Path) -> DataSettings:
     path = home / "config.json"
     try:
-        return DataSettings(**json.loads(path.read_text(encoding="utf-8"))["data"])
+        return DataSettings(**read_json(path)["data"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         msg = f"{path}: does not say which images the run used ({error}). Give images to evaluate."
         raise FormatError(msg) from error

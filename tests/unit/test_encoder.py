@@ -201,7 +201,7 @@ def test_remote_code_never_runs(tmp_path: Path) -> None:
 def test_a_damaged_config_says_where(tmp_path: Path) -> None:
     folder = save_vit(tmp_path)
     (folder / "config.json").write_text("{")
-    with pytest.raises(FormatError, match=r"config\.json: not readable as JSON"):
+    with pytest.raises(FormatError, match=r"config\.json: not a JSON document"):
         Encoder.from_pretrained(str(folder), device="cpu")
 
 

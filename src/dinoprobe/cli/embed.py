@@ -58,10 +58,9 @@ def embed(
     """Compute the features of images and keep them; only what is new or changed is encoded."""
     console = Console(as_json=as_json, quiet=quiet)
     with console.guarded():
-        options.require_encoder(encoder)
-        options.parse_bands(bands)
+        name, chosen_bands = options.require_encoder(encoder), options.parse_bands(bands)
         _refuse_overwriting(data, export, failures)
-        from dinoprobe.datasets import open_dataset
+        from dinoprobe.datasets import DataSettings
         from dinoprobe.encoder import EncoderSettings, open_encoder
         from dinoprobe.engine import embed as run_embedding
         from dinoprobe.engine import write_failures
@@ -72,22 +71,22 @@ def embed(
         if export is not None:
             writer_for(Path(export))
         settings = EncoderSettings(
-            name=options.require_encoder(encoder),
+            name=name,
             pooling=pooling,
             device=device,
             dtype=dtype,
             size_px=size,
             resize=resize,
             exact=exact,
-            bands=options.parse_bands(bands),
+            bands=chosen_bands,
         )
-        dataset = open_dataset(
-            data,
+        dataset = DataSettings(
+            source=data,
             path_column=path_column,
             label_column=label_column,
             split_column=split_column,
             group_column=group_column,
-        )
+        ).open()
         loaded = open_encoder(settings)
         features_store = FeatureStore(store)
         done = run_embedding(

@@ -37,8 +37,8 @@ def evaluate(
             msg = "columns belong to images that are given, and none are. Name a table."
             raise ConfigurationError(msg)
         from dinoprobe.cli.show import show_outcome
+        from dinoprobe.datasets import DataSettings
         from dinoprobe.scoring import score
-        from dinoprobe.train import DataSettings
 
         settings = None
         if data is not None:

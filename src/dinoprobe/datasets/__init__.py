@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HUB_PREFIX",
+    "DataSettings",
     "SplitRow",
     "assign_splits",
     "check_classes",
@@ -83,6 +85,27 @@ def open_dataset(
     if pair:
         return _open_pair(*source)
     return _open_list(rows_of(source) if _is_list(source) else [source], columns)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSettings:
+    """Where the images are, and which columns of a table to take."""
+
+    source: str
+    path_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+    group_column: str | None = None
+
+    def open(self) -> Dataset:
+        """The dataset. Raises DatasetError."""
+        return open_dataset(
+            self.source,
+            path_column=self.path_column,
+            label_column=self.label_column,
+            split_column=self.split_column,
+            group_column=self.group_column,
+        )
 
 
 def _is_list(source: object) -> bool:

@@ -6,7 +6,6 @@ reported. Pictures and features stay in the folder, so a second run renders and 
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ import numpy as np
 
 from dinoprobe.demo.render import SCENE_SIZE_PX, digit_parts, render_scenes
 from dinoprobe.encoder import EncoderSettings
-from dinoprobe.files import write_json
+from dinoprobe.errors import FormatError
+from dinoprobe.files import read_json, write_json
 from dinoprobe.report import Baseline
 from dinoprobe.train import DataSettings, TrainConfig, TrainedRun, train
 
@@ -135,8 +135,8 @@ def _pictures(folder: Path, say: Callable[[str], None]) -> tuple[list[str], Base
 
 def _known_pictures(marker: Path) -> dict[str, Any]:
     try:
-        known = json.loads(marker.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = read_json(marker)
+    except (OSError, FormatError):
         return {}
     return known if isinstance(known, dict) else {}
 

@@ -8,12 +8,12 @@ transformers would fill it with random numbers and only log it.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from dinoprobe import files
 from dinoprobe.errors import EncoderError, FormatError
 
 if TYPE_CHECKING:
@@ -32,12 +32,10 @@ _CHUNK_BYTES = 1 << 20
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file of the checkpoint. Raises EncoderError or FormatError."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = files.read_json(path)
     except FileNotFoundError as error:
         msg = f"{path.parent}: no {path.name}. A folder in the transformers format was expected."
         raise EncoderError(msg) from error
-    except (ValueError, OSError) as error:
-        raise FormatError(f"{path}: not readable as JSON ({error}). Fetch it again.") from error
     if not isinstance(value, dict):
         raise FormatError(f"{path}: holds a {type(value).__name__}, expected an object.")
     return value

@@ -12,10 +12,11 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, islice
-from threading import Condition, Lock, Thread
+from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from dinoprobe.errors import ConfigurationError, EncoderError, ImageError
+from dinoprobe.engine.memory import Batcher
+from dinoprobe.errors import ConfigurationError, ImageError
 from dinoprobe.types import Failure, Sample, Stamp, content_hash
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def _encoded(
 ) -> Iterator[Result]:
     """Batches in order; a first batch that is also the last one has the whole machine."""
     batches = _batches(loaded, size)
-    encode_batch = _Batcher(encoder, size)
+    encode_batch = Batcher(encoder, size)
     first, second = next(batches, None), next(batches, None)
     every = chain(*([batch] for batch in (first, second) if batch), batches)
     if second is None or not _on_cpu(encoder):
@@ -237,50 +238,8 @@ def _batches(loaded: Iterator[Loaded], size: int) -> Iterator[list[Loaded]]:
         yield waiting
 
 
-class _Batcher:
-    """Encodes batches, also from several threads. The size that memory allowed is kept.
-
-    Threads share the memory: where one image alone is too much, the batch waits until no other
-    thread encodes, and from then on batches are encoded one after the other.
-    """
-
-    def __init__(self, encoder: EncoderLike, size: int) -> None:
-        self.encoder = encoder
-        self.size = size
-        self._alone = False
-        self._running = 0
-        self._change = Condition()
-
-    def __call__(self, batch: Sequence[Loaded]) -> npt.NDArray[np.float32]:
-        images = [item.image for item in batch if item.image is not None]
-        was_alone = self._alone
-        try:
-            return self._encode(images)
-        except EncoderError:
-            if was_alone:
-                raise
-        with self._change:
-            self._alone = True
-        return self._encode(images)
-
-    def _encode(self, images: list[torch.Tensor]) -> npt.NDArray[np.float32]:
-        with self._change:
-            self._change.wait_for(lambda: not (self._alone and self._running))
-            self._running += 1
-            size = self.size
-        try:
-            rows, allowed = encode_within_memory(self.encoder, images, size)
-        finally:
-            with self._change:
-                self._running -= 1
-                self._change.notify_all()
-        with self._change:
-            self.size = min(self.size, allowed)
-        return rows
-
-
 def _in_lanes(
-    batches: Iterable[list[Loaded]], encode_batch: _Batcher, lanes: int
+    batches: Iterable[list[Loaded]], encode_batch: Batcher, lanes: int
 ) -> Iterator[Result]:
     """Each core encodes a batch of its own, on one thread.
 
@@ -324,67 +283,6 @@ def _paired(waiting: Sequence[Loaded], rows: npt.NDArray[np.float32]) -> Iterato
             reason = "the encoder gave NaN or infinity; try dtype float32"
             failure = Failure(item.sample.key, "non-finite", reason)
             yield item._replace(image=None, failure=failure), None
-
-
-def encode_within_memory(
-    encoder: EncoderLike, images: Sequence[torch.Tensor], size: int
-) -> tuple[npt.NDArray[np.float32], int]:
-    """The rows of all images, and the batch size that memory allowed.
-
-    Raises EncoderError when one image alone is too much, or when the encoder's rows have another
-    shape than it says.
-    """
-    import numpy as np
-    import torch
-
-    rows = [np.empty((0, encoder.dimension), dtype=np.float32)]
-    start = 0
-    while start < len(images):
-        chunk = images[start : start + size]
-        result = _try_encode(encoder, torch.stack(list(chunk)))
-        if result is None:
-            size = _halved(len(chunk), chunk[0])
-            continue
-        if result.shape != (len(chunk), encoder.dimension):
-            raise EncoderError(
-                f"the encoder gave features of shape {result.shape}, expected "
-                f"{(len(chunk), encoder.dimension)}. Check its pooling."
-            )
-        rows.append(np.asarray(result, dtype=np.float32))
-        start += len(chunk)
-    return np.concatenate(rows), size
-
-
-def _try_encode(encoder: EncoderLike, batch: torch.Tensor) -> npt.NDArray[np.float32] | None:
-    """The rows, or None where memory ran out. The error is dropped here with all it holds on to."""
-    try:
-        return encoder.encode(batch)
-    except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
-            raise
-        return None
-
-
-def _halved(count: int, image: torch.Tensor) -> int:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if count > 1:
-        return count // 2
-    height, width = image.shape[-2:]
-    raise EncoderError(
-        f"out of memory with a single image of {height} x {width} pixels. Expected room for at "
-        "least one. Use a smaller encoder or image size, dtype bfloat16, or a machine with more "
-        "memory."
-    )
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """torch says it with a class on CUDA and only in words on CPU."""
-    text = str(error).lower()
-    words = ("out of memory", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError) or any(word in text for word in words)
 
 
 def _batch_size(batch_size: int | Auto, encoder: EncoderLike) -> int:

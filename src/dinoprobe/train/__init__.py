@@ -4,7 +4,8 @@ Order matters twice: images are embedded before they are split, because identica
 on one side and only their bytes tell; and the test part is read once, after everything is chosen.
 """
 
-from dinoprobe.train.config import CONFIG_SCHEMA, DataSettings, TrainConfig
+from dinoprobe.datasets import DataSettings
+from dinoprobe.train.config import CONFIG_SCHEMA, TrainConfig
 from dinoprobe.train.recipe import TrainedRun, train
 
 __all__ = ["CONFIG_SCHEMA", "DataSettings", "TrainConfig", "TrainedRun", "train"]

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from dinoprobe.datasets import open_dataset
+from dinoprobe.datasets import DataSettings
 from dinoprobe.encoder import EncoderSettings
 from dinoprobe.errors import ConfigurationError
 from dinoprobe.heads import (
@@ -21,7 +21,6 @@ from dinoprobe.run import absolute
 
 if TYPE_CHECKING:
     from dinoprobe.encoder import Encoder
-    from dinoprobe.types import Dataset
 
 AUGMENTATIONS = {
     "crop+flip": Augmentation(),
@@ -31,27 +30,6 @@ AUGMENTATIONS = {
 }
 DEFAULT_AUGMENTATION = "crop+flip"
 CONFIG_SCHEMA = "dinoprobe.config/1"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataSettings:
-    """Where the images are, and which columns of a table to take."""
-
-    source: str
-    path_column: str | None = None
-    label_column: str | None = None
-    split_column: str | None = None
-    group_column: str | None = None
-
-    def open(self) -> Dataset:
-        """The dataset. Raises DatasetError."""
-        return open_dataset(
-            self.source,
-            path_column=self.path_column,
-            label_column=self.label_column,
-            split_column=self.split_column,
-            group_column=self.group_column,
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
