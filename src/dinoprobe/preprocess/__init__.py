@@ -12,9 +12,10 @@ import io
 from functools import partial
 from typing import TYPE_CHECKING
 
+from dinoprobe.catalog import IMAGENET_MEAN, IMAGENET_STD
 from dinoprobe.errors import ConfigurationError, ImageError
 from dinoprobe.preprocess.augment import Augmentation, augmented, augmented_shrink
-from dinoprobe.preprocess.contract import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from dinoprobe.preprocess.contract import Preprocessing
 from dinoprobe.preprocess.decode import MAX_PIXELS, Decoded, decode, has_more_frames
 from dinoprobe.preprocess.resize import fit, shrink_factor
 

@@ -12,6 +12,7 @@ import json
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from dinoprobe.catalog import IMAGENET_MEAN, IMAGENET_STD
 from dinoprobe.errors import ConfigurationError, FormatError
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ Arithmetic = Literal["uint8", "exact"]
 
 VERSION = 1
 MAX_SIZE_PX = 8192
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # transformers, image_utils.py: IMAGENET_DEFAULT_MEAN
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _CHOICES = {"resize": Resize, "interpolation": Interpolation, "arithmetic": Arithmetic}
 
@@ -73,7 +72,7 @@ class Preprocessing:
         values = read_config(config)
         try:
             preprocessing = cls(**values)
-            _check_patches(preprocessing.size, patch_size)
+            check_patches(preprocessing.size, patch_size)
         except ConfigurationError as error:
             raise FormatError(f"preprocessor_config.json: {error}") from error
         return preprocessing
@@ -93,7 +92,7 @@ class Preprocessing:
         """
         changes: dict[str, Any] = {}
         if size is not None:
-            _check_patches((size, size), patch_size)
+            check_patches((size, size), patch_size)
             changes["size"] = (size, size)
             changes["shortest_edge"] = _scaled_edge(self, size)
         if resize is not None and resize != self.resize:
@@ -215,7 +214,8 @@ def _check_bands(bands: tuple[int, ...] | None) -> None:
         )
 
 
-def _check_patches(size: tuple[int, int], patch_size: int | None) -> None:
+def check_patches(size: tuple[int, int], patch_size: int | None) -> None:
+    """Raise ConfigurationError, with the nearest sizes, where patches do not tile this one."""
     if not patch_size or all(side % patch_size == 0 for side in size):
         return
     side = next(side for side in size if side % patch_size)
