@@ -32,6 +32,18 @@ class WriteError(DinoprobeError, OSError):
     """A file that can not be written: a full disk, no permission, no such folder."""
 
 
+def user_cache() -> Path:
+    """The per-user place: DINOPROBE_CACHE, else XDG_CACHE_HOME/dinoprobe, else ~/.cache/dinoprobe.
+
+    Features lie in its folder `features`, imported encoders in `encoders`.
+    """
+    cache = os.environ.get("DINOPROBE_CACHE")
+    if not cache:
+        home = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
+        cache = os.path.join(home, "dinoprobe")
+    return Path(cache).expanduser()
+
+
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Put `data` at `path`, all or nothing. Text is UTF-8. Raises WriteError."""
     content = data.encode() if isinstance(data, str) else data
@@ -149,6 +161,14 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's bytes in hex, read in pieces: about 1.8 GiB/s."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_tree(folder: str | os.PathLike[str]) -> None:
+    """Make a finished folder of plain files last through a loss of power, before it is renamed."""
+    for path in sorted(Path(folder).iterdir()):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    _sync_folder(os.fspath(folder))
 
 
 def _refuse_special(target: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, final
 
 from dinoprobe.errors import ConfigurationError
+from dinoprobe.files import user_cache
 from dinoprobe.store.commits import (
     append_table,
     compact_dataset,
@@ -176,15 +177,8 @@ class FeatureStore:
 
 
 def default_uri() -> str:
-    """The per-user place: DINOPROBE_CACHE, else XDG_CACHE_HOME/dinoprobe, else ~/.cache/dinoprobe.
-
-    The features lie in its folder `features`.
-    """
-    cache = os.environ.get("DINOPROBE_CACHE")
-    if not cache:
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache")
-        cache = os.path.join(home, "dinoprobe")
-    return str(Path(cache).expanduser() / "features")
+    """The folder `features` in the user's cache."""
+    return str(user_cache() / "features")
 
 
 def _read(dataset: Any, positions: npt.NDArray[np.intp]) -> Iterator[Any]:
