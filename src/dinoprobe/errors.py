@@ -57,6 +57,10 @@ class AccessError(EncoderError, PermissionError):
     exit_code = EXIT_NO_ACCESS
 
 
+class HubUnreachableError(AccessError, ConnectionError):
+    """The hub can not be reached, and the cache does not hold the weights."""
+
+
 class StoreError(DinoprobeError, RuntimeError):
     """A feature store that can not be read or written."""
 
