@@ -29,12 +29,13 @@ from dinoprobe.errors import (
 from dinoprobe.types import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import numpy as np
     import numpy.typing as npt
 
-    from dinoprobe.encoder import Encoder
+    from dinoprobe.encoder import Encoder, EncoderPlace, EncoderReference
+    from dinoprobe.encoder.hub import Transfer
     from dinoprobe.engine import Encoded
     from dinoprobe.heads import ProbeBase
 
@@ -168,7 +169,8 @@ class ImageClassifier:
         folder.mkdir(parents=True, exist_ok=True)
         save_tensors(folder / _HEAD_FILE, arrays)
         if bundle_encoder:
-            _bundle(self.encoder.reference.folder, folder / _ENCODER_FOLDER)
+            reference = self.encoder.reference
+            _bundle(reference.folder, reference.file, folder / _ENCODER_FOLDER)
         if card:
             write_atomic(folder / "README.md", card)
         config = self._config(state, sha256_file(folder / _HEAD_FILE), bundled=bundle_encoder)
@@ -188,6 +190,7 @@ class ImageClassifier:
                 "model_type": encoder.model_type,
                 "weights_digest": encoder.weights_digest,
                 "bundled": bundled,
+                "rope": encoder.rope,
             },
             "preprocessing": encoder.preprocessing.to_dict(),
             "pooling": encoder.pooling,
@@ -210,10 +213,28 @@ class ImageClassifier:
         FormatError for a damaged or foreign directory, MismatchError when weights, preprocessing or
         head are not those it was saved with, and what `Encoder.from_pretrained` raises.
         """
+        from dinoprobe.encoder import EncoderPlace
+
+        return cls.load_at(path, EncoderPlace(encoder, device))
+
+    @classmethod
+    def load_at(
+        cls,
+        path: str | Path,
+        place: EncoderPlace,
+        *,
+        say: Callable[[str], None] = lambda _: None,
+        transfer: Transfer | None = None,
+    ) -> ImageClassifier:
+        """As `load`, with the encoder anywhere: on several devices, from another place.
+
+        `say` gets sentences while the encoder is fetched and loaded, `transfer` the bytes.
+        """
         folder = classifier_folder(path)
         config = read_config(folder)
         head = _load_head(folder, config)
-        loaded = _load_encoder(folder, config, device, encoder)
+        reference = _find_encoder(folder, config, place, say, transfer)
+        loaded = _load_encoder(config, place, reference, say)
         return cls(loaded, head, training=config["training"], figures=config["figures"])
 
 
@@ -268,31 +289,50 @@ def _load_head(folder: Path, config: dict[str, Any]) -> ProbeBase:
     return head
 
 
-def _load_encoder(folder: Path, config: dict[str, Any], device: str, name: str | None) -> Encoder:
-    from dinoprobe.encoder import Encoder, EncoderReference, locate
-    from dinoprobe.preprocess import Preprocessing
+def _find_encoder(
+    folder: Path,
+    config: dict[str, Any],
+    place: EncoderPlace,
+    say: Callable[[str], None],
+    transfer: Transfer | None,
+) -> EncoderReference:
+    """The bundled encoder, the one that `place` names, or the one that it was trained with."""
+    from dinoprobe.encoder import EncoderReference, locate
 
-    preprocessing = Preprocessing.from_dict(config["preprocessing"])
     saved = config["encoder"]
-    given = name or _saved_name(saved)
+    given = place.name or _saved_name(saved)
+    if saved["bundled"] and place.name is None:
+        own = (folder / _ENCODER_FOLDER).resolve()
+        return EncoderReference(saved["name"], saved["commit"], own)
     try:
-        if saved["bundled"] and name is None:
-            own = (folder / _ENCODER_FOLDER).resolve()
-            reference = EncoderReference(saved["name"], saved["commit"], own)
-        else:
-            reference = locate(given)
+        return locate(given, say=say, transfer=transfer)
     except EncoderNotFoundError as error:
         msg = (
             f"{folder}: its encoder was loaded from {given}, where nothing is now. Say where the "
             "same weights are: --encoder NAME, or load(encoder=NAME)."
         )
         raise EncoderNotFoundError(msg) from error
+
+
+def _load_encoder(
+    config: dict[str, Any],
+    place: EncoderPlace,
+    reference: EncoderReference,
+    say: Callable[[str], None],
+) -> Encoder:
+    from dinoprobe.encoder import Encoder, spread_of
+    from dinoprobe.preprocess import Preprocessing
+
+    saved = config["encoder"]
     encoder = Encoder.from_pretrained(
         reference,
         pooling=config["pooling"],
-        device=device,
+        device=place.device,
         dtype=config["precision"],
-        preprocessing=preprocessing,
+        preprocessing=Preprocessing.from_dict(config["preprocessing"]),
+        spread=spread_of(place.device_map, place.max_memory),
+        rope=str(saved.get("rope", "float32")),
+        say=say,
     )
     _expect("encoder: digest of the weights", encoder.weights_digest, saved["weights_digest"])
     _expect("encoder: fingerprint", encoder.fingerprint, config["fingerprint"])
@@ -327,15 +367,22 @@ def _refuse_foreign(folder: Path) -> None:
         raise ConfigurationError(msg)
 
 
-def _bundle(source: Path, target: Path) -> None:
-    """Copy the files of the checkpoint, its licence with them, and nothing else of its folder."""
+def _bundle(source: Path, weights: Path | None, target: Path) -> None:
+    """Copy the files of the checkpoint, its licence with them, and nothing else of its folder.
+
+    `weights` is the one file that was loaded, where the folder holds others too.
+    """
     from dinoprobe.encoder.hub import CHECKPOINT_FILES
 
     staging = target.with_name(_STAGING_FOLDER)
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
+    kept = weights and {weights.name}
     for pattern in CHECKPOINT_FILES:
         for path in source.glob(pattern):
+            is_weights = path.name.endswith((".safetensors", ".safetensors.index.json"))
+            if kept and is_weights and path.name not in kept:
+                continue
             shutil.copyfile(path, staging / path.name)  # follows the links of the hub's cache
     shutil.rmtree(target, ignore_errors=True)
     staging.rename(target)

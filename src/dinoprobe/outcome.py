@@ -185,6 +185,7 @@ def _encoder_facts(classifier: ImageClassifier) -> dict[str, object]:
     return {
         "id": encoder.reference.name,
         "commit": encoder.reference.commit,
+        "model_type": encoder.model_type,
         "weights_digest": encoder.weights_digest,
         "hub_id": encoder.reference.name if encoder.reference.commit else None,
         "pooling": encoder.pooling,

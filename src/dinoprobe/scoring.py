@@ -9,6 +9,7 @@ import numpy as np
 
 from dinoprobe.classifier import ImageClassifier, classifier_folder
 from dinoprobe.datasets import DataSettings, SplitRow, check_classes, read_split
+from dinoprobe.encoder import EncoderPlace
 from dinoprobe.engine import embed
 from dinoprobe.errors import DatasetError, FormatError, MismatchError
 from dinoprobe.files import read_json
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from dinoprobe.encoder.hub import Transfer
     from dinoprobe.run import Staged
     from dinoprobe.types import Dataset, Features, Progress
 
@@ -42,11 +44,11 @@ def score(
     run: str,
     data: DataSettings | None,
     *,
-    encoder: str | None = None,
-    device: str = "auto",
+    place: EncoderPlace = EncoderPlace(),  # noqa: B008 - frozen
     store: str | None = None,
     out: str | None = None,
     progress: Progress | None = None,
+    transfer: Transfer | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Scored:
     """Evaluate a run, or a classifier's directory, and write the files of an evaluation.
@@ -60,7 +62,7 @@ def score(
     home = _home(folder)
     known = _known(home)
     dataset = (data or _own_data(home)).open()
-    classifier = ImageClassifier.load(folder, device=device, encoder=encoder)
+    classifier = ImageClassifier.load_at(folder, place, say=say, transfer=transfer)
     embedding = embed(
         dataset, classifier.encoder, store=FeatureStore(store), progress=progress or NoProgress()
     )

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.checkpoints import save_vit
 
 from dinoprobe.classifier import ImageClassifier, classifier_folder, training_digest
-from dinoprobe.encoder import Encoder
+from dinoprobe.encoder import Encoder, EncoderPlace
 from dinoprobe.errors import (
     ConfigurationError,
     EncoderNotFoundError,
@@ -131,6 +131,63 @@ def test_an_encoder_that_was_moved_can_be_named(tmp_path: Path) -> None:
         "a",
         "b",
     )
+
+
+def fitted(encoder: Encoder) -> ImageClassifier:
+    X = np.random.default_rng(0).normal(size=(10, encoder.dimension)).astype(np.float32)
+    head = LogisticProbe(C=1.0).fit(X, np.array(["a", "b"] * 5, dtype=object))
+    return ImageClassifier(encoder, head)
+
+
+def test_the_rounded_positions_are_loaded_again(vit: Path, tmp_path: Path) -> None:
+    encoder = Encoder.from_pretrained(str(vit), device="cpu", rope="meta-bf16")
+    fitted(encoder).save(tmp_path / "c")
+    loaded = ImageClassifier.load(tmp_path / "c", device="cpu")
+    assert (loaded.encoder.rope, loaded.encoder.fingerprint) == ("meta-bf16", encoder.fingerprint)
+
+
+def test_a_classifier_loads_over_several_devices(vit: Path, tmp_path: Path) -> None:
+    fitted(Encoder.from_pretrained(str(vit), device="cpu")).save(tmp_path / "c")
+    place = EncoderPlace(device_map="auto", max_memory="cpu=60KB")
+    loaded = ImageClassifier.load_at(tmp_path / "c", place)
+    assert loaded.encoder.is_spread
+    assert loaded.predict([png(200)])[0].label in {"a", "b"}
+
+
+def test_weights_of_another_source_serve_the_same_classifier(tmp_path: Path) -> None:
+    """Saved with a folder of the hub's kind, loaded with the same weights in timm's names."""
+    from safetensors.torch import save_file
+    from tests.layouts import ViT, timm_vit
+
+    tensors = timm_vit(ViT(192, 1, 3, 48))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    save_file(tensors, tmp_path / "one" / "timm.safetensors")
+    timm = Encoder.from_pretrained(str(tmp_path / "one" / "timm.safetensors"), device="cpu")
+    timm.model.save_pretrained(tmp_path / "two")
+    hub = Encoder.from_pretrained(str(tmp_path / "two"), device="cpu")
+    fitted(hub).save(tmp_path / "c")
+    loaded = ImageClassifier.load(
+        tmp_path / "c", device="cpu", encoder=str(tmp_path / "one" / "timm.safetensors")
+    )
+    assert loaded.encoder.fingerprint == hub.fingerprint
+
+
+def test_one_file_of_many_is_bundled_alone(vit: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "weights"
+    shutil.copytree(vit, folder, ignore=shutil.ignore_patterns(".git", "*.bin"))
+    (folder / "model.safetensors").rename(folder / "mine.safetensors")
+    (folder / "other.safetensors").write_bytes(b"of another model")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "gone"}}')
+    encoder = Encoder.from_pretrained(str(folder / "mine.safetensors"), device="cpu")
+    fitted(encoder).save(tmp_path / "c", bundle_encoder=True)
+    bundled = {path.name for path in (tmp_path / "c" / "encoder").iterdir()}
+    assert "mine.safetensors" in bundled
+    assert "other.safetensors" not in bundled
+    loaded = ImageClassifier.load(tmp_path / "c", device="cpu")
+    assert loaded.encoder.fingerprint == encoder.fingerprint
 
 
 def test_only_the_checkpoint_is_bundled(

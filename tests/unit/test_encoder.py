@@ -15,6 +15,7 @@ from dinoprobe.encoder import Encoder, EncoderSettings, open_encoder
 from dinoprobe.encoder.placement import choose_device, choose_dtype
 from dinoprobe.encoder.pooling import choose_pooling, pool
 from dinoprobe.errors import ConfigurationError, EncoderError, EncoderNotFoundError, FormatError
+from dinoprobe.preprocess import Preprocessing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -178,6 +179,27 @@ def test_a_superfluous_tensor_is_an_error(tmp_path: Path) -> None:
         Encoder.from_pretrained(str(folder), device="cpu")
 
 
+def test_a_tensor_of_another_shape_is_named_with_both(tmp_path: Path) -> None:
+    folder = save_vit(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["norm.weight"] = torch.ones(7)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(EncoderError, match=r"1 mismatched keys, first .*norm\.weight.*7.*32"):
+        Encoder.from_pretrained(str(folder), device="cpu")
+
+
+def test_an_adapter_is_refused(tmp_path: Path) -> None:
+    folder = save_vit(tmp_path)
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(EncoderError, match="Merge it into the weights first"):
+        Encoder.from_pretrained(str(folder), device="cpu")
+
+
+def test_a_size_that_patches_do_not_tile_is_refused_from_python_too(vit: Path) -> None:
+    with pytest.raises(ConfigurationError, match="nearest that work: 96 or 104"):
+        Encoder.from_pretrained(str(vit), preprocessing=Preprocessing(size=(100, 100)))
+
+
 @pytest.mark.parametrize("model_type", ["bert", None])
 def test_other_model_types_are_refused(tmp_path: Path, model_type: str | None) -> None:
     folder = save_vit(tmp_path)
@@ -206,7 +228,7 @@ def test_a_damaged_config_says_where(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_config_says_what_was_expected(tmp_path: Path) -> None:
-    with pytest.raises(EncoderError, match=r"no config\.json\. A folder in the transformers"):
+    with pytest.raises(EncoderError, match=r"no \.safetensors file\. A folder in the transformers"):
         Encoder.from_pretrained(str(tmp_path), device="cpu")
 
 

@@ -1,7 +1,17 @@
 """The frozen image model with its preprocessing: load, place, encode, pool."""
 
 from dinoprobe.encoder.encoder import Encoder
+from dinoprobe.encoder.placement import Spread
 from dinoprobe.encoder.reference import EncoderReference, locate
-from dinoprobe.encoder.settings import EncoderSettings, open_encoder
+from dinoprobe.encoder.settings import EncoderPlace, EncoderSettings, open_encoder, spread_of
 
-__all__ = ["Encoder", "EncoderReference", "EncoderSettings", "locate", "open_encoder"]
+__all__ = [
+    "Encoder",
+    "EncoderPlace",
+    "EncoderReference",
+    "EncoderSettings",
+    "Spread",
+    "locate",
+    "open_encoder",
+    "spread_of",
+]

@@ -7,14 +7,25 @@ import json
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, final
 
-from dinoprobe.catalog import SAT493M_MEAN, SAT493M_STD, is_satellite
-from dinoprobe.encoder.load import load_model, read_json, weights_digest
-from dinoprobe.encoder.placement import choose_device, choose_dtype
-from dinoprobe.encoder.pooling import Pooling, choose_pooling, pool
+from dinoprobe.encoder.defaults import default_preprocessing, patch_size
+from dinoprobe.encoder.forward import Forward, copies_of_weights
+from dinoprobe.encoder.load import Source, load_model, open_source
+from dinoprobe.encoder.placement import (
+    Spread,
+    choose_device,
+    choose_dtype,
+    gigabytes,
+    model_bytes,
+    refuse_too_large,
+)
+from dinoprobe.encoder.pooling import Pooling, choose_pooling
 from dinoprobe.encoder.reference import EncoderReference, locate
-from dinoprobe.errors import EncoderError, FormatError
+from dinoprobe.encoder.rope import ROPES, set_rope
+from dinoprobe.errors import ConfigurationError, EncoderError
+from dinoprobe.preprocess.contract import check_patches
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
     import numpy as np
@@ -23,7 +34,8 @@ if TYPE_CHECKING:
 
     from dinoprobe.preprocess import Preprocessing
 
-_FINGERPRINT_VERSION = 1
+_FINGERPRINT_VERSION = 2
+_SAID_BYTES = 1_000_000_000  # models above this size say what they need before they are loaded
 # What of config.json changes a feature without changing a tensor's name or shape.
 _ARCHITECTURE = (
     "depths",
@@ -37,14 +49,17 @@ _ARCHITECTURE = (
     "patch_size",
     "rope_theta",
     "use_gated_mlp",
+    "use_swiglu_ffn",
 )
 
 
 @final
 class Encoder:
-    """A frozen DINOv3 model. Make one with `Encoder.from_pretrained`.
+    """A frozen image model. Make one with `Encoder.from_pretrained`.
 
     `notes` are sentences for the user, such as a correction of the checkpoint's statistics.
+    `is_spread` says that accelerate moves its weights while it runs: one batch at a time then.
+    `tokens_before_patches` counts CLS and registers: the patch tokens start at this position.
     """
 
     def __init__(
@@ -52,24 +67,25 @@ class Encoder:
         model: torch.nn.Module,
         preprocessing: Preprocessing,
         *,
+        source: Source,
         reference: EncoderReference,
-        digest: str,
         pooling: Pooling,
+        rope: str = "float32",
     ) -> None:
         config: Any = model.config
-        parameter = next(model.parameters())
         self.model = model
         self.preprocessing = preprocessing
         self.reference = reference
-        self.weights_digest = digest
+        self.family = source.family
+        self.weights_digest = source.digest()
         self.pooling = pooling
-        self.model_type = str(config.model_type)
-        self.device = parameter.device
-        self.dtype = parameter.dtype
+        self.rope = rope
+        self.device, self.is_spread = input_device(model)
+        self.dtype = next(model.parameters()).dtype
         self.notes: tuple[str, ...] = ()
-        self._skip = 1 + int(getattr(config, "num_register_tokens", 0))
-        width = config.hidden_sizes[-1] if self._is_convnext else config.hidden_size
-        self.dimension = int(width) * (2 if pooling == "cls+mean" else 1)
+        self.tokens_before_patches = self.family.tokens_before_patches(config)
+        self._forward = Forward(model, self.family, pooling, is_spread=self.is_spread)
+        self.dimension = self.family.width(config) * (2 if pooling == "cls+mean" else 1)
 
     @classmethod
     def from_pretrained(
@@ -80,31 +96,64 @@ class Encoder:
         device: str = "auto",
         dtype: str = "auto",
         preprocessing: Preprocessing | None = None,
+        spread: Spread | None = None,
+        rope: str = "float32",
+        say: Callable[[str], None] = lambda _: None,
     ) -> Encoder:
-        """The encoder of this name: a short name, a hub id (`owner/name@revision`), a folder, or
-        `builtin`.
+        """The encoder of this name: a short name, a hub id (`owner/name@revision`), `timm:NAME`, a
+        folder, a .safetensors file, a .pth file that was imported, or `builtin`.
 
-        `preprocessing` replaces the checkpoint's own (see `default_preprocessing`). Raises
-        EncoderNotFoundError, AccessError, EncoderError or ConfigurationError.
+        `preprocessing` replaces the checkpoint's own (see `default_preprocessing`). `spread` puts a
+        large model on several devices, in place of `device`. `rope` is `meta-bf16` for the rounded
+        position frequencies of Meta's own files (see `encoder.rope`). `say` gets sentences while
+        it loads. Raises EncoderNotFoundError, AccessError, EncoderError or ConfigurationError.
         """
-        reference = name if isinstance(name, EncoderReference) else locate(name)
-        config = read_json(reference.folder / "config.json")
-        target = choose_device(device)
-        own, notes = default_preprocessing(reference)
-        model = load_model(reference.folder, choose_dtype(dtype, target))
-        encoder = cls(
-            move(model, target),
-            preprocessing or own,
-            reference=reference,
-            digest=weights_digest(reference.folder),
-            pooling=choose_pooling(pooling, str(config["model_type"])),
+        reference = name if isinstance(name, EncoderReference) else locate(name, say=say)
+        source = open_source(reference)
+        notes = source.notes
+        if preprocessing is None:
+            preprocessing, notes = default_preprocessing(reference, source)
+        encoder = cls.from_source(
+            source,
+            reference,
+            preprocessing,
+            pooling=pooling,
+            device=device,
+            dtype=dtype,
+            spread=spread,
+            rope=rope,
+            say=say,
         )
         encoder.notes = notes
         return encoder
 
+    @classmethod
+    def from_source(
+        cls,
+        source: Source,
+        reference: EncoderReference,
+        preprocessing: Preprocessing,
+        **options: Any,
+    ) -> Encoder:
+        """As `from_pretrained`, for a checkpoint that was opened, with the same options."""
+        check_patches(preprocessing.size, patch_size(source))
+        rope = options.get("rope", "float32")
+        if rope not in ROPES or (rope != "float32" and source.family.model_type != "dinov3_vit"):
+            msg = (
+                f"rope '{rope}' can not be used here. Use {' or '.join(ROPES)} (the latter: ViTs)."
+            )
+            raise ConfigurationError(msg)
+        pooling = choose_pooling(options.get("pooling", "auto"), source.family.model_type)
+        model = _placed(source, reference.name, options)
+        set_rope(model, rope)
+        return cls(
+            model, preprocessing, source=source, reference=reference, pooling=pooling, rope=rope
+        )
+
     @property
-    def _is_convnext(self) -> bool:
-        return self.model_type == "dinov3_convnext"
+    def model_type(self) -> str:
+        """The architecture, by transformers' word for it."""
+        return self.family.model_type
 
     @property
     def precision(self) -> str:
@@ -125,6 +174,7 @@ class Encoder:
             "model_type": self.model_type,
             "architecture": architecture(self.model.config),
             "weights_digest": self.weights_digest,
+            "rope": self.rope,
             "preprocessing": self.preprocessing.to_dict(),
             "pooling": self.pooling,
             "precision": self.precision,
@@ -142,16 +192,16 @@ class Encoder:
         """
         import torch
 
-        from dinoprobe.preprocess import to_pixel_values
-
         with torch.inference_mode(), _full_float32(self.device):
-            pixels = to_pixel_values(
-                images, self.preprocessing, dtype=self.dtype, device=self.device
-            )
-            output = self.model(pixel_values=pixels)
-            rows = pool(output.last_hidden_state, output.pooler_output, self._skip, self.pooling)
+            images = images.to(self.device, non_blocking=True)
+            rows = self._forward(images, self.preprocessing)
             features: npt.NDArray[np.float32] = rows.cpu().numpy()
         return features
+
+    def tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """All tokens `(n, before + patches, width)` after the last norm, by transformers' model."""
+        with _full_float32(self.device):
+            return self._forward.tokens(pixel_values)
 
     def parameters_digest(self) -> str:
         """SHA-256 in hex over all parameters and buffers: unchanged for as long as it is frozen."""
@@ -160,6 +210,36 @@ class Encoder:
             digest.update(key.encode())
             digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
         return digest.hexdigest()
+
+
+def _placed(source: Source, name: str, options: Mapping[str, Any]) -> torch.nn.Module:
+    """The frozen model where it is to run, after checking that its weights fit there."""
+    spread: Spread | None = options.get("spread")
+    say: Callable[[str], None] = options.get("say", lambda _: None)
+    device = choose_device(options.get("device", "auto"))
+    dtype = choose_dtype(options.get("dtype", "auto"), device)
+    precision = str(dtype).removeprefix("torch.")
+    needed = model_bytes(source.parameters, precision)
+    if needed >= _SAID_BYTES:
+        where = "several devices" if spread is not None else str(device)
+        millions = f"{source.parameters / 1e6:,.0f} million parameters"
+        say(f"{name}: {millions}, {gigabytes(needed)} in {precision}, on {where}")
+    if spread is not None:
+        return load_model(source, dtype, spread)
+    copies = copies_of_weights(needed, source.family, device)
+    refuse_too_large(name, source.parameters, precision, device, copies=copies)
+    return move(load_model(source, dtype), device)
+
+
+def input_device(model: torch.nn.Module) -> tuple[torch.device, bool]:
+    """Where pixel values go, and whether accelerate has spread the model over several places."""
+    import torch
+
+    places = getattr(model, "hf_device_map", None)
+    if not places or (set(places) == {""} and places[""] != "disk"):
+        return next(model.parameters()).device, False
+    first = next((place for place in places.values() if place not in {"cpu", "disk"}), "cpu")
+    return torch.device(first), True
 
 
 def architecture(config: object) -> dict[str, Any]:
@@ -188,35 +268,3 @@ def _full_float32(device: torch.device) -> AbstractContextManager[None]:
         return nullcontext()
     flags: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
     return flags
-
-
-def default_preprocessing(
-    reference: EncoderReference,
-) -> tuple[Preprocessing, tuple[str, ...]]:
-    """The checkpoint's own preprocessing, corrected where the hub's file is known to be wrong.
-
-    A folder without preprocessor_config.json gets the DINOv3 processor's defaults.
-    """
-    from dataclasses import replace
-
-    from dinoprobe.preprocess import Preprocessing
-
-    path = reference.folder / "preprocessor_config.json"
-    config = read_json(path) if path.exists() else {}
-    own = Preprocessing.from_config(config, patch_size=patch_size(reference))
-    notes = [] if config else [f"{reference.name}: no preprocessor_config.json; DINOv3's defaults."]
-    if is_satellite(reference.name):
-        own = replace(own, mean=SAT493M_MEAN, std=SAT493M_STD)
-        notes.append(f"{reference.name}: normalised with the SAT-493M statistics.")
-    return own, tuple(notes)
-
-
-def patch_size(reference: EncoderReference) -> int:
-    """Pixels that one patch covers on a side: sizes are multiples of it. 32 for ConvNeXt."""
-    config = read_json(reference.folder / "config.json")
-    size = config.get("patch_size", 32)
-    size = size[0] if isinstance(size, list) and size else size
-    if not isinstance(size, int) or size < 1:
-        msg = f"{reference.folder}/config.json: patch_size is {size!r}, expected a whole number."
-        raise FormatError(msg)
-    return size

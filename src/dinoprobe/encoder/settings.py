@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dinoprobe.encoder.encoder import Encoder, default_preprocessing, patch_size
+from dinoprobe.encoder.defaults import default_preprocessing, patch_size
+from dinoprobe.encoder.encoder import Encoder
+from dinoprobe.encoder.load import open_source
+from dinoprobe.encoder.placement import Spread, parse_memory
 from dinoprobe.encoder.reference import locate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dinoprobe.encoder.hub import Transfer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderSettings:
-    """Name and options of an encoder. `size_px`, `resize` and `bands` replace the checkpoint's own
-    preprocessing where they are given; `exact` takes the processor's float arithmetic.
+    """Name and options of an encoder. `size_px`, `resize`, `bands` and `normalize` replace the
+    checkpoint's own preprocessing where they are given; `exact` takes the processor's float
+    arithmetic. `device_map` and `max_memory` (as on the command line) spread it over devices.
     """
 
     name: str
@@ -23,6 +32,10 @@ class EncoderSettings:
     resize: str | None = None
     exact: bool = False
     bands: tuple[int, ...] | None = None
+    normalize: str | None = None
+    rope: str = "float32"
+    device_map: str | None = None
+    max_memory: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -35,24 +48,54 @@ class EncoderSettings:
         return cls(**{**values, "bands": tuple(bands) if bands else None})
 
 
-def open_encoder(settings: EncoderSettings) -> Encoder:
+@dataclass(frozen=True, slots=True)
+class EncoderPlace:
+    """Where a saved classifier's encoder is to run, and where its weights are now if they moved."""
+
+    name: str | None = None
+    device: str = "auto"
+    device_map: str | None = None
+    max_memory: str | None = None
+
+
+def spread_of(device_map: str | None, max_memory: str | None) -> Spread | None:
+    """What `--device-map` and `--max-memory` ask for; None for one device.
+
+    Raises ConfigurationError, and MissingExtraError without accelerate.
+    """
+    if device_map is None and max_memory is None:
+        return None
+    return Spread(device_map or "auto", parse_memory(max_memory) if max_memory else None)
+
+
+def open_encoder(
+    settings: EncoderSettings,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+    transfer: Transfer | None = None,
+) -> Encoder:
     """The encoder with its preprocessing overridden. Raises what `Encoder.from_pretrained` does."""
-    preprocessing = None
-    reference = locate(settings.name)
-    changes = (settings.size_px, settings.resize, settings.exact or None, settings.bands)
-    if any(change is not None for change in changes):
-        own, _ = default_preprocessing(reference)
-        preprocessing = own.with_options(
-            size=settings.size_px,
-            resize=settings.resize,
-            exact=settings.exact or None,
-            bands=settings.bands,
-            patch_size=patch_size(reference),
-        )
-    return Encoder.from_pretrained(
+    spread = spread_of(settings.device_map, settings.max_memory)
+    reference = locate(settings.name, say=say, transfer=transfer)
+    source = open_source(reference)
+    own, notes = default_preprocessing(reference, source, normalize=settings.normalize)
+    preprocessing = own.with_options(
+        size=settings.size_px,
+        resize=settings.resize,
+        exact=settings.exact or None,
+        bands=settings.bands,
+        patch_size=patch_size(source),
+    )
+    encoder = Encoder.from_source(
+        source,
         reference,
+        preprocessing,
         pooling=settings.pooling,
         device=settings.device,
         dtype=settings.dtype,
-        preprocessing=preprocessing,
+        spread=spread,
+        rope=settings.rope,
+        say=say,
     )
+    encoder.notes = notes
+    return encoder

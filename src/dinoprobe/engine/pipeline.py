@@ -59,7 +59,8 @@ class EncoderLike(Protocol):
     def encode(self, images: torch.Tensor) -> npt.NDArray[np.float32]:
         """`(n, 3, height, width)` as `prepare` gives it to `(n, dimension)` float32.
 
-        Called from several threads at once, unless its `device` is something else than a CPU.
+        Called from several threads at once, unless its `device` is something else than a CPU or it
+        has `is_spread` set.
         """
 
 
@@ -217,7 +218,7 @@ def _encoded(
     encode_batch = Batcher(encoder, size)
     first, second = next(batches, None), next(batches, None)
     every = chain(*([batch] for batch in (first, second) if batch), batches)
-    if second is None or not _on_cpu(encoder):
+    if second is None or not _on_cpu(encoder) or getattr(encoder, "is_spread", False):
         for batch in every:
             yield from _paired(batch, encode_batch(batch))
     else:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dinoprobe.audit import Suspect
+    from dinoprobe.encoder.hub import Transfer
     from dinoprobe.engine import Embedding
     from dinoprobe.partition import Partition
     from dinoprobe.report import Baseline
@@ -58,13 +59,15 @@ def train(
     config: TrainConfig,
     *,
     progress: Progress | None = None,
+    transfer: Transfer | None = None,
     say: Callable[[str], None] = lambda _: None,
     baseline: Baseline | None = None,
 ) -> TrainedRun:
     """Train, evaluate and save one classifier.
 
-    `say` gets sentences for the user while it runs, `baseline` is shown beside the result. Raises
-    DatasetError, HeadError, ConfigurationError, and what `open_encoder` and `embed` raise.
+    `say` gets sentences for the user while it runs, `transfer` the bytes of a download, `baseline`
+    is shown beside the result. Raises DatasetError, HeadError, ConfigurationError, and what
+    `open_encoder` and `embed` raise.
     """
     start = time.perf_counter()
     check_out(config.out)
@@ -72,7 +75,7 @@ def train(
     dataset = config.data.open()
     check_labels(dataset)
     say(f"{len(dataset):,} images of {len(dataset.classes):,} classes in {dataset.uri}")
-    encoder = open_encoder(config.encoder)
+    encoder = open_encoder(config.encoder, say=say, transfer=transfer)
     embedding = embed(
         dataset,
         encoder,
