@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
     from rich.progress import TaskID
 
+    from dinoprobe.cli.transfer import TransferMeter
+
 _LINE_EVERY_S = 5.0
 
 
@@ -48,6 +50,7 @@ class Console:
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
         self.quiet = quiet
+        self._has_document = False
 
     def say(self, text: str) -> None:
         """A sentence on the way, on stderr."""
@@ -73,12 +76,18 @@ class Console:
     def document(self, value: dict[str, Any]) -> None:
         """The JSON document, with `--json` only."""
         if self.as_json:
-            Console.spoken = True
+            Console.spoken = self._has_document = True
             print(json.dumps(value, ensure_ascii=True, allow_nan=False), flush=True)  # noqa: T201
 
     def progress(self) -> Meter:
         """Who shows how far embedding is."""
         return Meter(quiet=self.quiet)
+
+    def transfer(self) -> TransferMeter:
+        """Who shows how far a download is."""
+        from dinoprobe.cli.transfer import TransferMeter
+
+        return TransferMeter(quiet=self.quiet)
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -102,8 +111,9 @@ class Console:
     def _fail(self, message: str, kind: str, code: int) -> None:
         shown = "\n".join(map(printable, message.split("\n")))
         print(f"dinoprobe: {shown}", file=sys.stderr, flush=True)  # noqa: T201
-        with suppress(OSError):  # a full disk may be what is reported
-            self.document(_error(message, kind, code))
+        if not self._has_document:  # one of the verb's own may tell of the error already
+            with suppress(OSError):  # a full disk may be what is reported
+                self.document(_error(message, kind, code))
         raise SystemExit(code) from None
 
     def strict(self, failures: int, *, asked: bool) -> None:

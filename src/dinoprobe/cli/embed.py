@@ -45,6 +45,10 @@ def embed(
     resize: options.Resize = None,
     exact: options.Exact = False,
     bands: options.Bands = None,
+    normalize: options.Normalize = None,
+    rope: options.Rope = "float32",
+    device_map: options.DeviceMap = None,
+    max_memory: options.MaxMemory = None,
     batch_size: options.BatchSize = None,
     path_column: options.PathColumn = None,
     label_column: options.LabelColumn = None,
@@ -79,6 +83,10 @@ def embed(
             resize=resize,
             exact=exact,
             bands=chosen_bands,
+            normalize=normalize,
+            rope=rope,
+            device_map=device_map,
+            max_memory=max_memory,
         )
         dataset = DataSettings(
             source=data,
@@ -87,7 +95,7 @@ def embed(
             split_column=split_column,
             group_column=group_column,
         ).open()
-        loaded = open_encoder(settings)
+        loaded = open_encoder(settings, say=console.say, transfer=console.transfer())
         features_store = FeatureStore(store)
         done = run_embedding(
             dataset,

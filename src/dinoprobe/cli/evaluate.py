@@ -20,6 +20,8 @@ def evaluate(
     *,
     encoder: options.SameEncoder = None,
     device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
+    max_memory: options.MaxMemory = None,
     path_column: options.PathColumn = None,
     label_column: options.LabelColumn = None,
     split_column: options.SplitColumn = None,
@@ -38,6 +40,7 @@ def evaluate(
             raise ConfigurationError(msg)
         from dinoprobe.cli.show import show_outcome
         from dinoprobe.datasets import DataSettings
+        from dinoprobe.encoder import EncoderPlace
         from dinoprobe.scoring import score
 
         settings = None
@@ -52,11 +55,11 @@ def evaluate(
         scored = score(
             run,
             settings,
-            encoder=encoder,
-            device=device,
+            place=EncoderPlace(encoder, device, device_map, max_memory),
             store=store,
             out=out,
             progress=console.progress(),
+            transfer=console.transfer(),
             say=console.say,
         )
         n = scored.outcome.evaluation.n

@@ -45,7 +45,8 @@ EncoderName = Annotated[
         "--encoder",
         "-e",
         metavar="NAME",
-        help="vits16, vitb16, convnext-tiny, a hub id, a folder, or builtin.",
+        help="vits16, vitb16, convnext-tiny (dinoprobe models lists them), a hub id, timm:NAME, "
+        "a folder or file, or builtin.",
         rich_help_panel=_ENCODER,
     ),
 ]
@@ -98,6 +99,40 @@ Bands = Annotated[
     typer.Option(
         metavar="3,2,1",
         help="Bands to take as red, green, blue, counted from 1.",
+        show_default=False,
+        rich_help_panel=_ENCODER,
+    ),
+]
+Normalize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Mean and deviation: imagenet or sat493m (default: the checkpoint's).",
+        show_default=False,
+        rich_help_panel=_ENCODER,
+    ),
+]
+Rope = Annotated[
+    str,
+    typer.Option(
+        help="float32, or meta-bf16: position frequencies rounded as in Meta's own files.",
+        rich_help_panel=_ENCODER,
+    ),
+]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        metavar="HOW",
+        help="Spread a large model over devices: auto, balanced or sequential (extra 'big').",
+        show_default=False,
+        rich_help_panel=_ENCODER,
+    ),
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="0=8GB,cpu=30GB",
+        help="With --device-map: memory to use on each device.",
         show_default=False,
         rich_help_panel=_ENCODER,
     ),

@@ -32,6 +32,8 @@ def predict(
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Classes per image.")] = 5,
     encoder: options.SameEncoder = None,
     device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
+    max_memory: options.MaxMemory = None,
     as_json: options.Json = False,
     as_lines: Annotated[
         bool,
@@ -50,8 +52,12 @@ def predict(
     with console.guarded():
         _one_format(as_json=as_json, as_lines=as_lines, as_csv=as_csv)
         from dinoprobe.classifier import ImageClassifier
+        from dinoprobe.encoder import EncoderPlace
 
-        classifier = ImageClassifier.load(run, device=device, encoder=encoder)
+        place = EncoderPlace(encoder, device, device_map, max_memory)
+        classifier = ImageClassifier.load_at(
+            run, place, say=console.say, transfer=console.transfer()
+        )
         found = _predictions(classifier, images, top_k)
         if as_lines:
             failures = _write_lines(found)

@@ -82,6 +82,10 @@ def train(
     resize: options.Resize = None,
     exact: options.Exact = False,
     bands: options.Bands = None,
+    normalize: options.Normalize = None,
+    rope: options.Rope = "float32",
+    device_map: options.DeviceMap = None,
+    max_memory: options.MaxMemory = None,
     batch_size: options.BatchSize = None,
     path_column: options.PathColumn = None,
     label_column: options.LabelColumn = None,
@@ -138,6 +142,10 @@ def train(
                     resize=resize,
                     exact=exact,
                     bands=options.parse_bands(bands),
+                    normalize=normalize,
+                    rope=rope,
+                    device_map=device_map,
+                    max_memory=max_memory,
                 ),
                 head=head,
                 head_options=_head_options(linear, head_option or []),
@@ -151,7 +159,12 @@ def train(
                 out=out,
                 command=_command(),
             )
-        trained = run_training(settings, progress=console.progress(), say=console.say)
+        trained = run_training(
+            settings,
+            progress=console.progress(),
+            transfer=console.transfer(),
+            say=console.say,
+        )
         show_run(console, trained)
         console.document(trained.summary)
         console.strict(len(trained.context.failures), asked=strict)

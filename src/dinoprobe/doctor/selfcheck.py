@@ -1,0 +1,97 @@
+"""Does this machine compute what plain transformers computes, and the same whatever the batch?
+
+On pictures that are rendered here: a wrong kernel, a broken build or a damaged weight shows as a
+difference, as NaN, or as features that do not change with the picture.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dinoprobe.doctor.checks import Check
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+    from dinoprobe.encoder import Encoder
+
+# Rounding of float32 sums over other orders: measured 1e-13 to 1e-9, a wrong token gives 1e-3.
+_TOLERANCE = 1e-6
+_HALF_TOLERANCE = 1e-2  # eight bits of mantissa: measured 1e-5 to 1e-4
+_PICTURES = 4
+
+
+def check_forward(encoder: Encoder) -> Check:
+    """The encoder in float32 against transformers' model called by hand, on rendered pictures."""
+    import numpy as np
+
+    images = _rendered(encoder)
+    features = encoder.encode(images)
+    if not np.isfinite(features).all():
+        text = "NaN or infinity among features of ordinary pictures; the weights are damaged"
+        return Check("forward", "failed", text)
+    if np.ptp(features, axis=0).max() == 0:
+        text = "every picture gives the same features; the weights are damaged"
+        return Check("forward", "failed", text)
+    alone = np.concatenate([encoder.encode(images[i : i + 1]) for i in range(len(images))])
+    worst = max(_distance(features, _by_hand(encoder, images)), _distance(features, alone))
+    text = f"1 - cosine to plain transformers and to single images at most {worst:.0e}"
+    if worst > _TOLERANCE:
+        return Check("forward", "failed", f"{text}, expected {_TOLERANCE:.0e} or less")
+    return Check("forward", "ok", text)
+
+
+def check_precision(exact: Encoder, other: Encoder) -> Check:
+    """A smaller precision runs here at all, and is near float32 on rendered pictures."""
+    import numpy as np
+
+    images = _rendered(exact)
+    features = other.encode(images)
+    if not np.isfinite(features).all():
+        text = f"{other.precision} gives NaN or infinity here. Use --dtype float32"
+        return Check("precision", "failed", text)
+    worst = _distance(exact.encode(images), features)
+    text = f"{other.precision}: 1 - cosine to float32 at most {worst:.0e} on rendered pictures"
+    if worst > _HALF_TOLERANCE:
+        return Check("precision", "failed", f"{text}, expected {_HALF_TOLERANCE:.0e} or less")
+    return Check("precision", "ok", f"{text}; --images tells of yours")
+
+
+def _rendered(encoder: Encoder) -> torch.Tensor:
+    """`(4, 3, height, width)` uint8: noise over slopes, the same each time."""
+    import numpy as np
+    import torch
+
+    height, width = encoder.preprocessing.size
+    rng = np.random.default_rng(0)
+    slope = np.linspace(0, 160, height)[:, None] + np.linspace(0, 60, width)[None, :]
+    noise = rng.normal(0, 30, (_PICTURES, 3, height, width))
+    turns = np.stack([np.roll(slope, 37 * i, axis=1) for i in range(_PICTURES)])
+    return torch.from_numpy(np.clip(turns[:, None] + noise, 0, 255).astype(np.uint8))
+
+
+def _by_hand(encoder: Encoder, images: torch.Tensor) -> npt.NDArray[np.float32]:
+    """As transformers' documentation does it: rescale, normalise, model, pool."""
+    import torch
+
+    preprocessing = encoder.preprocessing
+    mean = torch.tensor(preprocessing.mean).view(3, 1, 1)
+    std = torch.tensor(preprocessing.std).view(3, 1, 1)
+    pixels = (images.float() * preprocessing.rescale - mean) / std
+    with torch.no_grad():
+        tokens = encoder.tokens(pixels.to(encoder.device)).float().cpu()
+    cls, patches = tokens[:, 0], tokens[:, encoder.tokens_before_patches :]
+    parts = {"cls": [cls], "mean": [patches.mean(1)], "cls+mean": [cls, patches.mean(1)]}
+    rows: npt.NDArray[np.float32] = torch.cat(parts[encoder.pooling], dim=1).numpy()
+    return rows
+
+
+def _distance(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> float:
+    """The largest 1 - cosine over rows, in float64."""
+    import numpy as np
+
+    A, B = first.astype(np.float64), second.astype(np.float64)
+    cosines = (A * B).sum(1) / (np.linalg.norm(A, axis=1) * np.linalg.norm(B, axis=1))
+    return float(np.abs(1 - cosines).max())
