@@ -7,10 +7,14 @@ from typing import Annotated
 import typer
 
 from dinoprobe import __version__
+from dinoprobe.cli.bench import app as bench
 from dinoprobe.cli.demo import demo
+from dinoprobe.cli.doctor import doctor
 from dinoprobe.cli.embed import embed
 from dinoprobe.cli.evaluate import evaluate
+from dinoprobe.cli.models import models
 from dinoprobe.cli.predict import predict
+from dinoprobe.cli.pull import pull
 from dinoprobe.cli.train import train
 
 app = typer.Typer(
@@ -19,8 +23,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for verb in (demo, train, evaluate, predict, embed):
+for verb in (demo, train, evaluate, predict, embed, models, pull, doctor):
     app.command()(verb)
+app.add_typer(bench, name="bench")
 
 
 def _print_version(asked: bool) -> None:  # noqa: FBT001 - typer calls it with one value

@@ -1,0 +1,110 @@
+"""Files to features for several shapes and precisions; one JSON file, and docs/performance.md from
+it.
+
+Each configuration is `dinoprobe bench embed` in a process of its own, so that peak memory is its
+own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT = ROOT / "docs" / "performance.md"
+RESULT = ROOT / "benchmarks" / "results" / "embed-cpu.json"
+START, END = "<!-- written by benchmarks/embed.py -->", "<!-- end -->"
+CONFIGURATIONS = [
+    ("vits16", "float32", 0.0), ("vits16", "bfloat16", 0.0), ("vits16", "bfloat16", 1.0),
+    ("vitb16", "float32", 0.0), ("vitb16", "bfloat16", 0.0),
+    ("convnext-tiny", "float32", 0.0), ("convnext-tiny", "bfloat16", 0.0),
+]  # fmt: skip
+
+
+def main() -> None:
+    """Measure, or only write the document anew from a result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--write-only", action="store_true", help="no measuring")
+    options = parser.parse_args()
+    if not options.write_only:
+        result = {
+            "command": f"python benchmarks/embed.py --images {options.images} "
+            f"--rounds {options.rounds}",
+            "date": datetime.now(UTC).date().isoformat(),
+            "machine": machine(),
+            "results": [measure(*c, options) for c in CONFIGURATIONS],
+        }
+        options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_document(json.loads(options.out.read_text(encoding="utf-8")))
+
+
+def machine() -> str:
+    """Processor and cores, in words."""
+    found = [platform.machine()]
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text(encoding="utf-8").splitlines()
+        found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(found)} x {found[0]}"
+
+
+def measure(name: str, dtype: str, large: float, options: argparse.Namespace) -> dict[str, Any]:
+    """One configuration; fewer images where each has 12 megapixels."""
+    images = max(8, options.images // 4) if large else options.images
+    command = [
+        sys.executable, "-m", "dinoprobe", "bench", "embed", "--encoder", name, "--random-weights",
+        "--dtype", dtype, "--device", "cpu", "--large-share", str(large), "--images", str(images),
+        "--rounds", str(options.rounds), "--json", "--quiet",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    value: dict[str, Any] = json.loads(done.stdout)
+    print(f"{name} {dtype}: {value['images_per_second']:.1f} images/s", file=sys.stderr)
+    return value
+
+
+def write_document(result: dict[str, Any]) -> None:
+    """Put the table between the two marks."""
+    first = result["results"][0]
+    source = f"`{result['command']}`, {result['date']}, {result['machine']}"
+    how = f"torch {first['versions']['torch']}; medians of {first['rounds']} interleaved rounds."
+    columns = [
+        "encoder", "images", "precision", "images/s", "to the tutorial's loop",
+        "forward of the best matrix product", "pipeline of its bound", "1 - cosine, mean",
+        "peak memory",
+    ]  # fmt: skip
+    lines = [f"{source}, {how}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines += [row(entry) for entry in result["results"]]
+    before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(START)
+    _, _, after = rest.partition(END)
+    text = "\n".join([START, *lines, END])
+    DOCUMENT.write_text(f"{before}{text}{after}", encoding="utf-8")
+
+
+def row(entry: dict[str, Any]) -> str:
+    """One line of the table."""
+    kind = "4000 x 3000" if entry["large_share"] else "500 x 375"
+    cells = [
+        entry["encoder"],
+        kind,
+        entry["precision"],
+        f"{entry['images_per_second']:.1f}",
+        f"{entry['ratio_to_tutorial']:.1f} x",
+        f"{100 * entry['forward_share_of_ceiling']:.0f} %",
+        f"{100 * entry['pipeline_share_of_bound']:.0f} %",
+        f"{1 - entry['cosine_mean']:.0e}",
+        f"{entry['peak_memory_bytes'] / 1e9:.1f} GB",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()

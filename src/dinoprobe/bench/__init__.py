@@ -1,0 +1,5 @@
+"""Speed as a ratio: both sides in one run, on one machine, with the limit beside them."""
+
+from dinoprobe.bench.embed import SCHEMA, EmbedBench, run_embed_bench
+
+__all__ = ["SCHEMA", "EmbedBench", "run_embed_bench"]
