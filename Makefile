@@ -36,6 +36,13 @@ test: $(VENV)/.installed-dev ## install with the dev extra, then run the whole t
 	@echo "==> pytest"
 	@$(BIN)/python -m pytest -n $(WORKERS) $(if $(TESTS),$(TESTS),--cov)
 
+.PHONY: parity
+parity: $(VENV)/.installed-dev ## measure every source of weights, and write the table of docs/checkpoints.md
+	@echo "==> parity"
+	@folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT; \
+	DINOPROBE_PARITY=$$folder $(BIN)/python -m pytest -q -n $(WORKERS) tests/parity/test_sources.py -k features; \
+	$(BIN)/python -m tests.parity.table "$$folder"
+
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## ruff: rules and format
 	@echo "==> ruff"
