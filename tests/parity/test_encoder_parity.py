@@ -21,7 +21,7 @@ from tests.checkpoints import (
 )
 
 from dinoprobe.encoder import Encoder, EncoderSettings, open_encoder
-from dinoprobe.errors import EncoderError
+from dinoprobe.errors import ConfigurationError, EncoderError
 from dinoprobe.preprocess import Preprocessing
 
 if TYPE_CHECKING:
@@ -208,6 +208,14 @@ def test_a_model_that_is_spread_gives_the_same_features(tmp_path: Path, memory: 
     expected = whole.encode(images)
     np.testing.assert_allclose(spread.encode(images), expected, atol=2e-5 * np.abs(expected).max())
     assert spread.fingerprint == whole.fingerprint
+
+
+def test_a_word_spreads_a_model_in_python(tmp_path: Path) -> None:
+    folder = str(save_vit(tmp_path))
+    whole = Encoder.from_pretrained(folder, device="cpu")
+    assert Encoder.from_pretrained(folder, spread="auto").fingerprint == whole.fingerprint
+    with pytest.raises(ConfigurationError, match="Use one of auto"):
+        Encoder.from_pretrained(folder, spread="everywhere")
 
 
 def test_a_spread_model_is_asked_one_batch_at_a_time(tmp_path: Path) -> None:

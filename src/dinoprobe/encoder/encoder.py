@@ -96,7 +96,7 @@ class Encoder:
         device: str = "auto",
         dtype: str = "auto",
         preprocessing: Preprocessing | None = None,
-        spread: Spread | None = None,
+        spread: Spread | str | None = None,
         rope: str = "float32",
         say: Callable[[str], None] = lambda _: None,
     ) -> Encoder:
@@ -104,9 +104,10 @@ class Encoder:
         folder, a .safetensors file, a .pth file that was imported, or `builtin`.
 
         `preprocessing` replaces the checkpoint's own (see `default_preprocessing`). `spread` puts a
-        large model on several devices, in place of `device`. `rope` is `meta-bf16` for the rounded
-        position frequencies of Meta's own files (see `encoder.rope`). `say` gets sentences while
-        it loads. Raises EncoderNotFoundError, AccessError, EncoderError or ConfigurationError.
+        large model on several devices, in place of `device`: `"auto"`, or a `Spread` with limits.
+        `rope` is `meta-bf16` for the rounded position frequencies of Meta's own files (see
+        `encoder.rope`). `say` gets sentences while it loads. Raises EncoderNotFoundError,
+        AccessError, EncoderError or ConfigurationError.
         """
         reference = name if isinstance(name, EncoderReference) else locate(name, say=say)
         source = open_source(reference)
@@ -214,7 +215,8 @@ class Encoder:
 
 def _placed(source: Source, name: str, options: Mapping[str, Any]) -> torch.nn.Module:
     """The frozen model where it is to run, after checking that its weights fit there."""
-    spread: Spread | None = options.get("spread")
+    spread: Spread | str | None = options.get("spread")
+    spread = Spread(spread) if isinstance(spread, str) else spread
     say: Callable[[str], None] = options.get("say", lambda _: None)
     device = choose_device(options.get("device", "auto"))
     dtype = choose_dtype(options.get("dtype", "auto"), device)
