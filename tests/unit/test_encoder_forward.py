@@ -117,3 +117,17 @@ def test_the_weights_stay_frozen_and_whole(tmp_path: Path) -> None:
     before = encoder.parameters_digest()
     encoder.encode(images(32))
     assert encoder.parameters_digest() == before
+
+
+def test_what_a_large_model_needs_is_said_before_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    folder = str(save_vit(tmp_path))
+    Encoder.from_pretrained(folder, device="cpu", say=said.append)
+    assert said == []
+    monkeypatch.setattr("dinoprobe.encoder.encoder._SAID_BYTES", 1)
+    Encoder.from_pretrained(folder, device="cpu", say=said.append)
+    (sentence,) = said
+    assert "million parameters" in sentence
+    assert sentence.endswith("in float32 for two copies, on cpu")

@@ -23,6 +23,7 @@ from dinoprobe.doctor.golden import check_picture, compare, golden_picture
 from dinoprobe.doctor.selfcheck import check_forward, check_precision
 from dinoprobe.encoder import Encoder, EncoderReference, EncoderSettings
 from dinoprobe.encoder.defaults import default_preprocessing
+from dinoprobe.encoder.forward import copies_of_weights
 from dinoprobe.encoder.hub import cached, diagnose
 from dinoprobe.encoder.load import Source, open_source
 from dinoprobe.encoder.placement import free_bytes, gigabytes, model_bytes
@@ -213,7 +214,7 @@ def _count(reference: EncoderReference, source: Source) -> Check:
 
 
 def _memory(source: Source, device: torch.device, precision: str) -> Check:
-    needed, free = model_bytes(source.parameters, precision), free_bytes(device)
+    needed, free = _needed(source, device, precision), free_bytes(device)
     text = f"needs {gigabytes(needed)} in {precision}"
     if free is None:
         return Check("memory", "unverified", f"{text}; what {device} has free can not be told")
@@ -226,7 +227,13 @@ def _memory(source: Source, device: torch.device, precision: str) -> Check:
 
 def _fits_in_float32(source: Source, device: torch.device) -> bool:
     free = free_bytes(device)
-    return free is None or model_bytes(source.parameters, "float32") <= free
+    return free is None or _needed(source, device, "float32") <= free
+
+
+def _needed(source: Source, device: torch.device, precision: str) -> int:
+    """Bytes of the weights as the encoder will hold them: twice where it is folded."""
+    once = model_bytes(source.parameters, precision)
+    return once * copies_of_weights(once, source.family, device)
 
 
 def _golden(encoder: Encoder, wishes: Wishes) -> Check:

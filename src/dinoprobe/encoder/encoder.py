@@ -221,14 +221,15 @@ def _placed(source: Source, name: str, options: Mapping[str, Any]) -> torch.nn.M
     device = choose_device(options.get("device", "auto"))
     dtype = choose_dtype(options.get("dtype", "auto"), device)
     precision = str(dtype).removeprefix("torch.")
-    needed = model_bytes(source.parameters, precision)
-    if needed >= _SAID_BYTES:
+    once = model_bytes(source.parameters, precision)
+    copies = 1 if spread is not None else copies_of_weights(once, source.family, device)
+    if copies * once >= _SAID_BYTES:
         where = "several devices" if spread is not None else str(device)
         millions = f"{source.parameters / 1e6:,.0f} million parameters"
-        say(f"{name}: {millions}, {gigabytes(needed)} in {precision}, on {where}")
+        twice = " for two copies" if copies == 2 else ""
+        say(f"{name}: {millions}, {gigabytes(copies * once)} in {precision}{twice}, on {where}")
     if spread is not None:
         return load_model(source, dtype, spread)
-    copies = copies_of_weights(needed, source.family, device)
     refuse_too_large(name, source.parameters, precision, device, copies=copies)
     return move(load_model(source, dtype), device)
 
