@@ -205,6 +205,7 @@ def test_a_picture_that_can_not_be_read_is_an_error(tmp_path: Path) -> None:
     wishes = Wishes(golden_image=str(tmp_path / "nothing.jpg"))
     found = examine(EncoderSettings(name="builtin"), device="cpu", wishes=wishes)
     assert "nothing.jpg: not readable" in str(found.error)
+    assert state(found, "golden vectors") == "failed"
 
 
 def test_the_precision_that_is_wanted_is_run(tmp_path: Path) -> None:

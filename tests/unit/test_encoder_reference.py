@@ -89,6 +89,7 @@ def test_a_link_into_the_hubs_cache_is_what_it_is_called(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("name", "says"),
     [
+        ("", "'' is not an encoder"),
         ("weights/missing.pth", "no such short name, file, folder"),
         ("weights/missing.safetensors", "no such short name, file, folder"),
         ("vitz16", "Did you mean vits16"),

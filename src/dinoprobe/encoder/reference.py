@@ -96,7 +96,7 @@ def resolve(name: str) -> Address:
     if name.startswith(_IMPORTED):
         return _imported(name)
     path = _path(name)
-    if path.exists():
+    if name and path.exists():
         place = Path(os.path.abspath(path))  # noqa: PTH100 - links stay: what is beside counts
         return Address("folder" if place.is_dir() else "file", str(place), path=place)
     is_file = Path(name).suffix.lower() in {*PICKLES, ".safetensors"}
