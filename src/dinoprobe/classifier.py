@@ -307,9 +307,11 @@ def _find_encoder(
     try:
         return locate(given, say=say, transfer=transfer)
     except EncoderNotFoundError as error:
+        if place.name is not None:
+            raise
         msg = (
             f"{folder}: its encoder was loaded from {given}, where nothing is now. Say where the "
-            "same weights are: --encoder NAME, or load(encoder=NAME)."
+            f"same weights are: --encoder NAME, or load(encoder=NAME). ({error})"
         )
         raise EncoderNotFoundError(msg) from error
 

@@ -98,6 +98,18 @@ def test_the_document_of_pull_is_described(checkpoint: Path, at_hub: Any) -> Non
         assert set(document("pull", name)) == {"schema", *keys}
 
 
+def test_pull_without_a_network_is_content_with_the_cache(
+    checkpoint: Path, at_hub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_hub(checkpoint, "open")
+    first = document("pull", "vits16")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    second = document("pull", "vits16")
+    assert (second["folder"], second["fetched_bytes"]) == (first["folder"], 0)
+    access = checks(document("doctor", "--encoder", "vits16"))["access"]
+    assert access == {"name": "access", "state": "note", "text": "HF_HUB_OFFLINE keeps the hub out"}
+
+
 def test_pull_goes_on_and_says_where(checkpoint: Path, at_hub: Any) -> None:
     at_hub(checkpoint, "cut")
     assert "connection lost at" in run("pull", "vits16").stderr

@@ -173,6 +173,17 @@ def test_weights_of_another_source_serve_the_same_classifier(tmp_path: Path) -> 
     assert loaded.encoder.fingerprint == hub.fingerprint
 
 
+def test_another_name_that_means_nothing_gets_its_own_message(
+    classifier: ImageClassifier, tmp_path: Path
+) -> None:
+    classifier.save(tmp_path / "c")
+    (tmp_path / "fresh file.pth").write_bytes(b"x")
+    with pytest.raises(EncoderNotFoundError, match="Did you mean vits16"):
+        ImageClassifier.load(tmp_path / "c", encoder="vits61")
+    with pytest.raises(EncoderNotFoundError, match=r"Run: dinoprobe pull '.*fresh file\.pth'"):
+        ImageClassifier.load(tmp_path / "c", encoder=str(tmp_path / "fresh file.pth"))
+
+
 def test_one_file_of_many_is_bundled_alone(vit: Path, tmp_path: Path) -> None:
     import shutil
 

@@ -16,7 +16,15 @@ from tests.checkpoints import save_convnext, save_vit
 
 from dinoprobe.catalog import GOLDEN, Golden
 from dinoprobe.datasets import open_dataset
-from dinoprobe.doctor import Examination, Wishes, checks, examination, examine, measure_drift
+from dinoprobe.doctor import (
+    Examination,
+    Wishes,
+    checks,
+    examination,
+    examine,
+    measure_drift,
+    selfcheck,
+)
 from dinoprobe.doctor.checks import check_checksums, check_versions
 from dinoprobe.doctor.golden import check_picture, compare, golden_picture
 from dinoprobe.doctor.selfcheck import check_forward
@@ -101,6 +109,27 @@ def test_another_forward_than_transformers_is_found(tmp_path: Path) -> None:
     check = check_forward(encoder)
     assert check.state == "failed"
     assert "expected 1e-06 or less" in check.text
+
+
+def test_nan_in_the_comparison_is_no_agreement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = Encoder.from_pretrained(str(save_vit(tmp_path)), device="cpu")
+    nothing = np.full((4, encoder.dimension), np.nan, dtype=np.float32)
+    monkeypatch.setattr(selfcheck, "_by_hand", lambda *_: nothing)
+    assert check_forward(encoder).state == "failed"
+
+
+def test_drift_that_can_not_be_measured_is_said_and_no_failure(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_vit(tmp_path)
+    monkeypatch.setattr(examination, "_fits_in_float32", lambda *_: False)
+    wishes = Wishes(images=open_dataset(str(photos)))
+    settings = EncoderSettings(name=str(folder))
+    found = examine(settings, device="cpu", dtype="bfloat16", wishes=wishes)
+    assert found.error is None
+    assert state(found, "drift") == "unverified"
 
 
 def test_damaged_weights_end_with_their_own_message(tmp_path: Path) -> None:

@@ -274,3 +274,18 @@ def test_devices_and_dtypes() -> None:
 def test_settings_survive_json() -> None:
     settings = EncoderSettings(name="vits16", bands=(3, 2, 1), size_px=64)
     assert EncoderSettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"max_memory": 5}, {"normalize": ["a"]}, {"device": None}, {"device_map": 7}, {"exact": "no"}],
+)
+def test_a_runs_configuration_is_checked_by_type(change: dict[str, object]) -> None:
+    from dinoprobe.train import DataSettings, TrainConfig
+
+    config = TrainConfig(data=DataSettings(source="x"), encoder=EncoderSettings(name="builtin"))
+    values = config.to_dict()
+    assert TrainConfig.from_dict(json.loads(json.dumps(values))) == config
+    values["encoder"] = {**values["encoder"], **change}
+    with pytest.raises(ConfigurationError, match=f"{next(iter(change))} is .*, expected"):
+        TrainConfig.from_dict(values)

@@ -113,7 +113,8 @@ def test_a_preprocessor_that_is_there_is_used_in_every_layout(tmp_path: Path) ->
     folder = timm_folder(tmp_path / "w", preprocessor_config=own)
     encoder = Encoder.from_pretrained(str(folder), device="cpu")
     assert encoder.preprocessing.mean == (0.1, 0.2, 0.3)
-    assert encoder.notes == ()
+    (note,) = encoder.notes
+    assert "taken for DINOv3 by its tensors" in note
 
 
 @pytest.mark.parametrize(("width", "heads", "unsure"), [(1024, 16, True), (384, 6, False)])
@@ -126,6 +127,25 @@ def test_weights_that_may_be_of_satellites_are_said_to_be(
     save_file(timm_vit(ViT(width, 1, heads, 16)), tmp_path / "mine.safetensors")
     encoder = Encoder.from_pretrained(str(tmp_path / "mine.safetensors"), device="cpu")
     assert any("--normalize sat493m" in note for note in encoder.notes) is unsure
+
+
+def test_a_renamed_folder_that_may_be_of_satellites_is_said_to_be(tmp_path: Path) -> None:
+    """The hub's satellite files carry ImageNet's numbers: without the name nothing tells."""
+    folder = save_vit(tmp_path / "encoder", width=1024)
+    (note,) = Encoder.from_pretrained(str(folder), device="cpu").notes
+    assert "--normalize sat493m" in note
+    settings = EncoderSettings(name=str(folder), device="cpu", normalize="imagenet")
+    assert open_encoder(settings).notes == ()
+
+
+def test_timms_own_config_tells_satellite_weights(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+    from tests.layouts import ViT, timm_vit
+
+    save_file(timm_vit(ViT(192, 1, 3, 16)), tmp_path / "model.safetensors")
+    cfg = {"architecture": "vit_large_patch16_dinov3", "pretrained_cfg": {"tag": "sat493m"}}
+    (tmp_path / "config.json").write_text(json.dumps(cfg))
+    assert statistics(Encoder.from_pretrained(str(tmp_path), device="cpu")) == SATELLITE
 
 
 def test_what_was_unsure_at_import_is_said_at_every_use(

@@ -96,6 +96,11 @@ def test_an_unknown_device_map_names_the_choices() -> None:
         Spread("everywhere")
 
 
+def test_memory_of_a_device_that_is_not_here_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"names device 63, and .* CUDA devices are here"):
+        Spread("auto", {63: 8_000_000_000})
+
+
 def test_without_accelerate_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placement, "find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"dinoprobe\[big\]"):

@@ -50,6 +50,12 @@ def test_places_on_disk(tmp_path: Path) -> None:
     assert resolve("builtin").kind == "builtin"
 
 
+def test_a_path_is_a_name_too(tmp_path: Path) -> None:
+    folder = save_vit(tmp_path / "weights")
+    assert resolve(folder).kind == "folder"
+    assert locate(folder).folder == folder
+
+
 def test_a_folder_that_is_named_as_a_checkpoint_does_not_hide_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

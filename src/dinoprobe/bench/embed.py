@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from dinoprobe.bench.limits import flops_of_image, matrix_ceiling
 from dinoprobe.bench.synthetic import write_photos
 from dinoprobe.bench.tutorial import BATCH, tutorial_features
-from dinoprobe.catalog import CHECKPOINTS
+from dinoprobe.catalog import CHECKPOINTS, by_hub_id
 from dinoprobe.datasets import open_dataset
 from dinoprobe.encoder import Encoder, EncoderSettings, open_encoder
 from dinoprobe.encoder.families import FAMILIES
@@ -108,7 +108,9 @@ def _prepared(bench: EmbedBench, place: Path, say: Callable[[str], None]) -> _Si
 
 def _paths(folder: str, count: int) -> list[str]:
     """`count` files of the folder, from the beginning again where it has fewer."""
-    found = sorted(str(path) for path in Path(folder).rglob("*") if path.suffix.lower() == ".jpg")
+    found = sorted(
+        str(path) for path in Path(folder).rglob("*") if path.suffix.lower() in {".jpg", ".jpeg"}
+    )
     if not found:
         raise DatasetError(
             f"{folder}: no .jpg file. Give a folder with photographs, or --synthetic."
@@ -122,7 +124,8 @@ def _random(settings: EncoderSettings, folder: Path) -> EncoderSettings:
 
     import torch
 
-    checkpoint = CHECKPOINTS.get(settings.name)
+    short = settings.name.lower().removeprefix("dinov3/")
+    checkpoint = CHECKPOINTS.get(short) or by_hub_id(settings.name)
     if checkpoint is None:
         msg = (
             f"--random-weights needs a published shape, and '{settings.name}' is none. Use one of "
@@ -147,7 +150,7 @@ def _plain(settings: EncoderSettings, encoder: Encoder) -> Encoder:
     from dataclasses import replace
 
     if encoder.preprocessing.resize != "squash":
-        msg = "the tutorial's loop squashes its images; leave out --resize, or add --no-tutorial."
+        msg = "the tutorial's loop squashes images, this encoder crops them. Add --no-tutorial."
         raise ConfigurationError(msg)
     if encoder.precision == "float32":
         return encoder

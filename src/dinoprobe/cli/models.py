@@ -71,14 +71,14 @@ def _entry(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _imported() -> list[dict[str, Any]]:
     """The files that `dinoprobe pull FILE.pth` has read here."""
-    from dinoprobe.encoder.pth import imports_folder
+    from dinoprobe.encoder.pth import import_folder, imports_folder
 
     folder = imports_folder()
     found = sorted(folder.iterdir()) if folder.is_dir() else []
     return [
         {"name": f"imported:{path.name}", "folder": str(path)}
         for path in found
-        if (path / "import.json").is_file()
+        if not path.name.startswith(".") and import_folder(path.name) is not None
     ]
 
 

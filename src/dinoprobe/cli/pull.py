@@ -80,22 +80,31 @@ def _import(console: Console, path: Path, as_name: str | None) -> dict[str, Any]
     }
 
 
+def _present(name: str, folder: str, commit: str | None) -> dict[str, Any]:
+    return {
+        "encoder": name,
+        "folder": folder,
+        "checkpoint": None,
+        "commit": commit,
+        "total_bytes": None,
+        "fetched_bytes": 0,
+        "notes": [],
+    }
+
+
 def _fetch(console: Console, name: str, address: Address, *, verify: bool) -> dict[str, Any]:
     """A repository of the hub; what lies on this machine needs nothing."""
     from dinoprobe.catalog import by_hub_id
     from dinoprobe.encoder import hub
+    from dinoprobe.encoder.hub import client
 
     if address.hub_id is None:
         console.line(f"{name}: on this machine already; nothing is fetched.")
-        return {
-            "encoder": name,
-            "folder": str(address.path),
-            "checkpoint": None,
-            "commit": None,
-            "total_bytes": None,
-            "fetched_bytes": 0,
-            "notes": [],
-        }
+        return _present(name, str(address.path), None)
+    here = hub.cached(address.hub_id, address.revision) if client.is_offline() else None
+    if here is not None:
+        console.line(f"{name}: whole in the cache; HF_HUB_OFFLINE keeps the hub out.")
+        return _present(name, str(here[0]), here[1])
     console.say(f"{address.hub_id}: asking the hub for access")
     plan = hub.preflight(address.hub_id, address.revision)
     console.line(

@@ -28,7 +28,7 @@ from dinoprobe.encoder.hub import cached, diagnose
 from dinoprobe.encoder.load import Source, open_source
 from dinoprobe.encoder.placement import free_bytes, gigabytes, model_bytes
 from dinoprobe.encoder.reference import Address, locate, resolve
-from dinoprobe.errors import ConfigurationError, DinoprobeError, EncoderError
+from dinoprobe.errors import ConfigurationError, DatasetError, DinoprobeError, EncoderError
 from dinoprobe.files import user_cache
 from dinoprobe.store import FeatureStore
 
@@ -108,10 +108,14 @@ def examine(
             _say_what_waits(wishes, add)
             return found
         _examine_weights(reference, settings, chosen, precision, wishes, found, add)
-        if wishes.images is not None and found.error is None:
+        if wishes.images is not None and not _fits(reference, chosen):
+            text = "float32 does not fit on this device, and it is what is compared with"
+            add(Check("drift", "unverified", text))
+        elif wishes.images is not None and found.error is None:
             _examine_drift(settings, precision, wishes.images, progress, found, add)
     except DinoprobeError as error:
-        add(Check("weights", "failed", str(error)))
+        kinds = {DatasetError: "drift", ConfigurationError: "options"}
+        add(Check(kinds.get(type(error), "weights"), "failed", str(error)))
         found.error = found.error or error
     return found
 
@@ -223,6 +227,10 @@ def _memory(source: Source, device: torch.device, precision: str) -> Check:
         text += f"; {device} has {gigabytes(free)}: {way}--device-map auto spreads it"
         return Check("memory", "failed", text)
     return Check("memory", "ok", f"{text}; {device} has {gigabytes(free)} free")
+
+
+def _fits(reference: EncoderReference, device: torch.device) -> bool:
+    return _fits_in_float32(open_source(reference), device)
 
 
 def _fits_in_float32(source: Source, device: torch.device) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from dinoprobe.catalog import CHECKPOINTS, STATISTICS
+from dinoprobe.catalog import CHECKPOINTS, IMAGENET_MEAN, STATISTICS
 from dinoprobe.encoder.load import Source, read_json
 from dinoprobe.errors import ConfigurationError, EncoderError, FormatError
 
@@ -35,18 +35,24 @@ def default_preprocessing(
 
     config, notes = _config(reference, source)
     own = Preprocessing.from_config(config, patch_size=patch_size(source))
+    satellite = reference.is_satellite or source.is_satellite
     if normalize is not None:
         own = _with_statistics(own, normalize)
-        if reference.is_satellite and normalize != "sat493m":
+        if satellite and normalize != "sat493m":
             notes.append(
                 f"{reference.name}: normalised with {normalize}'s statistics, as asked; it was "
                 "trained with those of SAT-493M."
             )
-    elif reference.is_satellite:
+    elif satellite:
         own = _with_statistics(own, "sat493m")
         notes.append(
             f"{reference.name}: normalised with the SAT-493M statistics that it was trained with, "
             "whatever its file says (--normalize imagenet for the others)."
+        )
+    elif _may_be_satellite(reference, source, own):
+        notes.append(
+            f"{reference.name}: normalised with ImageNet's statistics; if these are satellite "
+            "weights, give --normalize sat493m."
         )
     return own, (*source.notes, *notes)
 
@@ -57,8 +63,9 @@ def _config(reference: EncoderReference, source: Source) -> tuple[dict[str, Any]
     if path.exists():
         return read_json(path), []
     if source.format != "transformers":
-        notes = [f"{reference.name}: preprocessed as DINOv3's own processor does (224, bilinear)."]
-        return {}, notes + _unsure(reference, source)
+        return {}, [
+            f"{reference.name}: preprocessed as DINOv3's own processor does (224, bilinear)."
+        ]
     if source.family.is_dinov3:
         return {}, [f"{reference.name}: no preprocessor_config.json; DINOv3's defaults."]
     if source.family.model_type.startswith("dinov2"):
@@ -70,18 +77,17 @@ def _config(reference: EncoderReference, source: Source) -> tuple[dict[str, Any]
     raise EncoderError(msg)
 
 
-def _unsure(reference: EncoderReference, source: Source) -> list[str]:
-    """Satellite weights have the shapes of others: where no name tells, that is said."""
+def _may_be_satellite(reference: EncoderReference, source: Source, own: Preprocessing) -> bool:
+    """Satellite weights have the shapes of others, and their files carry ImageNet's statistics:
+    where no name tells, both are possible.
+    """
     twins = {entry.width for entry in CHECKPOINTS.values() if entry.weights == "sat493m"}
-    if reference.checkpoint or reference.is_satellite:
-        return []
-    if source.config.get("hidden_size") not in twins:
-        return []
-    note = (
-        f"{reference.name}: ImageNet's statistics are assumed; for satellite weights give "
-        "--normalize sat493m."
+    return (
+        source.family.is_dinov3
+        and reference.checkpoint is None
+        and source.config.get("hidden_size") in twins
+        and own.mean == IMAGENET_MEAN
     )
-    return [note]
 
 
 def _with_statistics(own: Preprocessing, name: str) -> Preprocessing:

@@ -25,6 +25,7 @@ from dinoprobe.errors import ConfigurationError, EncoderError
 from dinoprobe.preprocess.contract import check_patches
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
@@ -90,7 +91,7 @@ class Encoder:
     @classmethod
     def from_pretrained(
         cls,
-        name: str | EncoderReference,
+        name: str | os.PathLike[str] | EncoderReference,
         *,
         pooling: str = "auto",
         device: str = "auto",

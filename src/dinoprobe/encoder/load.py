@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from dinoprobe.encoder.reference import EncoderReference
 
 
+_WITHOUT_SPREAD = "Expected a config.json and safetensors that fit it. Fetch the checkpoint again."
+_WITH_SPREAD = "Expected one that the devices can hold. Change --device-map or --max-memory."
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """A checkpoint that was opened, and not yet loaded: settings, and tensors that are read late.
@@ -50,6 +54,7 @@ class Source:
     tensors: Mapping[str, torch.Tensor]
     parameters: int
     notes: tuple[str, ...] = ()
+    is_satellite: bool = False
 
     def digest(self) -> str:
         """What identifies the weights, whatever file they came in: see `weights_digest`."""
@@ -99,34 +104,42 @@ def open_source(reference: EncoderReference) -> Source:
     stored = StoredTensors([reference.file] if reference.file else weight_files(folder))
     layout = formats.detect(stored.keys())
     if layout in {"meta", "timm"}:
-        if layout == "timm":
-            _refuse_other_models(folder)
+        name = _timm_name(folder) if layout == "timm" else None
         converted = formats.convert(stored, place=str(place))
         family = family_of(converted.config, place)
         count = sum(tensor.numel() for tensor in converted.tensors.values())
         config, tensors, notes = converted.config, converted.tensors, converted.notes
-        return Source(place, layout or "timm", family, config, tensors, count, notes)
+        if layout == "timm" and family.is_convnext and name is None:
+            doubt = "taken for DINOv3 by its tensors, which timm's other ConvNeXts have, too"
+            notes = (*notes, f"{place}: {doubt}.")
+        satellite = name is not None and "sat493m" in name
+        return Source(place, layout or "timm", family, config, tensors, count, notes, satellite)
     config = read_json(folder / "config.json")
     family = family_of(config, folder)
     notes = _doubts(folder)
     return Source(place, "transformers", family, config, stored, stored.parameters(), notes)
 
 
-def _refuse_other_models(folder: Path) -> None:
-    """timm's other ConvNeXts have the tensors of DINOv3's: its config.json tells them apart."""
+def _timm_name(folder: Path) -> str | None:
+    """What timm's config.json calls the model, such as vit_base_patch16_dinov3.lvd1689m; None
+    without.
+
+    timm's other ConvNeXts have the tensors of DINOv3's: they are refused. Raises EncoderError.
+    """
     path = folder / "config.json"
-    if not path.exists():
-        return
-    value = read_json(path)
+    value = read_json(path) if path.exists() else {}
+    if not value.get("architecture"):
+        return None
     settings = value.get("pretrained_cfg")
     tag = settings.get("tag") if isinstance(settings, dict) else None
-    name = f"{value.get('architecture')}.{tag}" if tag else str(value.get("architecture"))
+    name = f"{value['architecture']}.{tag}" if tag else str(value["architecture"])
     if "dinov3" not in name and "eupe" not in name:
         msg = (
             f"{folder}: timm's {name}, expected one of timm's DINOv3 models. Give such as "
             "timm:vits16."
         )
         raise EncoderError(msg)
+    return name
 
 
 def _doubts(folder: Path) -> tuple[str, ...]:
@@ -157,7 +170,7 @@ def load_model(source: Source, dtype: torch.dtype, spread: Spread | None = None)
         reason = str(error).strip().split("\n")[0]
         msg = (
             f"{source.place}: the checkpoint can not be loaded ({type(error).__name__}: {reason}). "
-            "Expected a config.json and safetensors that fit it. Fetch the checkpoint again."
+            f"{_WITH_SPREAD if spread is not None else _WITHOUT_SPREAD}"
         )
         raise EncoderError(msg) from error
     _refuse_partial_weights(source, info)

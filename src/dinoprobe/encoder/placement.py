@@ -42,6 +42,20 @@ class Spread:
             raise ConfigurationError(msg)
         if find_spec("accelerate") is None:
             raise MissingExtraError("a model over several devices (--device-map)", "big")
+        _refuse_absent_devices(self.max_memory or {})
+
+
+def _refuse_absent_devices(memory: Mapping[int | str, int]) -> None:
+    import torch
+
+    count = torch.cuda.device_count()
+    absent = [device for device in memory if isinstance(device, int) and device >= count]
+    if absent:
+        msg = (
+            f"--max-memory names device {absent[0]}, and {count} CUDA devices are here. Leave it "
+            "out, or give cpu=... alone."
+        )
+        raise ConfigurationError(msg)
 
 
 def choose_device(name: str) -> torch.device:

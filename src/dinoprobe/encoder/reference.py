@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -82,8 +83,9 @@ def _in_hub_cache(reference: EncoderReference) -> bool:
     return reference.folder.parent.name == "snapshots"
 
 
-def resolve(name: str) -> Address:
+def resolve(name: str | os.PathLike[str]) -> Address:
     """Where this name points. Raises EncoderNotFoundError for a name that means nothing."""
+    name = os.fspath(name)
     if name in BUILTIN_NAMES:
         return Address("builtin", name, path=builtin_folder(name))
     plain, _, revision = name.partition("@")
@@ -106,7 +108,7 @@ def resolve(name: str) -> Address:
 
 
 def locate(
-    name: str,
+    name: str | os.PathLike[str],
     *,
     say: Callable[[str], None] = lambda _: None,
     transfer: Transfer | None = None,
@@ -126,7 +128,7 @@ def locate(
         return EncoderReference(address.name, None, path)
     if path.suffix == ".safetensors":
         return EncoderReference(address.name, None, path.parent, path)
-    return _file(name, path)
+    return _file(os.fspath(name), path)
 
 
 def _file(name: str, path: Path) -> EncoderReference:
@@ -142,7 +144,7 @@ def _file(name: str, path: Path) -> EncoderReference:
             f"{name}: a file, where a folder or .safetensors was expected; a {path.suffix} file "
             "can "
             "run code when read, so it is read once, safely, by an explicit step. "
-            f"Run: dinoprobe pull {name}"
+            f"Run: dinoprobe pull {shlex.quote(name)}"
         )
         raise EncoderNotFoundError(msg)
     return EncoderReference(_IMPORTED + folder.name, None, folder)

@@ -97,8 +97,21 @@ def _check_types(config: TrainConfig) -> None:
     for name, value in (("source", config.data.source), ("name", config.encoder.name)):
         if not isinstance(value, str):
             raise TypeError(f"{name} is {value!r}, expected str")
-    if not isinstance(config.encoder.size_px, int | None):
-        raise TypeError(f"size_px is {config.encoder.size_px!r}, expected int")
+    _check_encoder(config.encoder)
+
+
+def _check_encoder(settings: EncoderSettings) -> None:
+    """Raise TypeError for a value of the encoder's settings that is of another type."""
+    expected: dict[str, tuple[type, ...]] = {
+        **dict.fromkeys(("pooling", "device", "dtype", "rope"), (str,)),
+        **dict.fromkeys(("normalize", "device_map", "max_memory", "resize"), (str, NoneType)),
+        "exact": (bool,),
+        "size_px": (int, NoneType),
+    }
+    for name, types in expected.items():
+        value = getattr(settings, name)
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            raise TypeError(f"{name} is {value!r}, expected {types[0].__name__}")
 
 
 def resolved(config: TrainConfig, encoder: Encoder) -> TrainConfig:

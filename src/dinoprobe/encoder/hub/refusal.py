@@ -134,6 +134,10 @@ def sentence(refused: RefusedError, hub_id: str, user: str | None = None) -> str
         return f"{hub_id} has no such revision"
     if refused.state == "not-found":
         return f"{hub_id}: no such repository, or private to others"
+    if refused.state == "offline":
+        return "HF_HUB_OFFLINE keeps the hub out"
+    if refused.state == "unreachable":
+        return f"the hub could not be reached ({refused.detail})"
     return _unreachable(hub_id, refused).split(". ")[0]
 
 
