@@ -171,6 +171,13 @@ def sync_tree(folder: str | os.PathLike[str]) -> None:
     _sync_folder(os.fspath(folder))
 
 
+def umask() -> int:
+    """The user's mask for new files; there is no way to read it but to set it."""
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
 def _refuse_special(target: str) -> None:
     """Renaming over a device would replace the device itself."""
     try:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from dinoprobe.datasets import HUB_PREFIX
 from dinoprobe.errors import ConfigurationError
-from dinoprobe.files import WriteError, to_json, write_atomic
+from dinoprobe.files import WriteError, to_json, umask, write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -90,7 +90,7 @@ def _staged(parent: Path, name: str, *, numbered: bool) -> Iterator[Staged]:
     try:
         within.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{name}-", suffix=".new", dir=within))
-        folder.chmod(0o777 & ~_umask())
+        folder.chmod(0o777 & ~umask())
     except OSError as error:
         msg = f"{within}: can not be written to ({error.strerror}). Give another --out."
         raise WriteError(msg) from error
@@ -131,12 +131,6 @@ def _free(parent: Path, name: str) -> Path:
             continue
         return path
     raise ConfigurationError(f"{parent}: no free number for '{name}'. Give --out.")
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def absolute(place: str) -> str:

@@ -15,7 +15,6 @@ from tests.checkpoints import save_dinov2, save_vit
 from tests.fakehub import (
     COMMIT,
     GOOD_TOKEN,
-    SCENARIOS,
     FakeHub,
     Repository,
     repository,
@@ -633,7 +632,3 @@ def test_two_processes_fetch_one_file_once(checkpoint: Path, tmp_path: Path) -> 
     assert ends[0][0] == ends[1][0]
     assert count == 1
     assert any("another process is fetching" in problems for _, problems in ends)
-
-
-def test_every_scenario_is_described() -> None:
-    assert all(SCENARIOS.values())

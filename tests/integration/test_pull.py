@@ -13,7 +13,7 @@ import pytest
 import torch
 from huggingface_hub import close_session, constants
 from tests.checkpoints import save_vit
-from tests.fakehub import COMMIT, GOOD_TOKEN, USER, Repository, repository, serve
+from tests.fakehub import COMMIT, GOOD_TOKEN, USER, repository, serve
 from tests.layouts import ViT, meta_vit
 from typer.testing import CliRunner
 
@@ -280,7 +280,3 @@ def test_models_is_a_table_for_people() -> None:
     assert "vit7b16-sat493m" in text
     assert "dinov2" not in text
     assert "dinov2-giant-reg" in run("models", "--all").stdout
-
-
-def test_fake_repositories_are_plain() -> None:
-    assert Repository.__doc__

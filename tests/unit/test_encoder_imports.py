@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tests import layouts
 from tests.checkpoints import PREPROCESSOR
-from tests.layouts import ConvNeXt, Tensors, ViT
+from tests.layouts import Tensors, ViT
+from tests.pth_files import CONVNEXT, SHAPE, left_over, meta, saved
 
 from dinoprobe.catalog import CHECKPOINTS
 from dinoprobe.encoder import imports
@@ -25,28 +26,11 @@ from dinoprobe.errors import DinoprobeError, EncoderError, FormatError
 if TYPE_CHECKING:
     from pathlib import Path
 
-SHAPE = ViT(width=32, depth=2, heads=2, inner=48, patch=8)
-CONVNEXT = ConvNeXt((8, 12, 16, 20), (1, 1, 1, 1))
-
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DINOPROBE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def meta() -> Tensors:
-    return layouts.meta_vit(SHAPE)
-
-
-def saved(folder: Path, value: object, name: str = "weights.pth", **options: Any) -> Path:
-    torch.save(value, folder / name, **options)
-    return folder / name
-
-
-def left_over() -> list[str]:
-    """What lies in the cache, hidden or not."""
-    return sorted(os.listdir(imports_folder())) if imports_folder().is_dir() else []
 
 
 # --- what is written ------------------------------------------------------------------------------

@@ -83,6 +83,8 @@ def _imported() -> list[dict[str, Any]]:
 
 
 def _show(console: Console, entries: list[dict[str, Any]], imported: list[dict[str, Any]]) -> None:
+    from dinoprobe.encoder.placement import gigabytes
+
     rows: list[tuple[str, ...]] = [_HEADER]
     for entry in entries:
         relative = entry["relative_time"]
@@ -93,7 +95,7 @@ def _show(console: Console, entries: list[dict[str, Any]], imported: list[dict[s
                 f"{entry['parameters'] / 1e6:,.1f} M",
                 str(entry["patch_size"]),
                 entry["statistics"],
-                _size(entry["download_bytes"]),
+                gigabytes(entry["download_bytes"]),
                 "-" if relative is None else f"{relative:g} x",
                 "yes" if entry["gated"] else "no",
                 "yes" if entry["cached"] else "-",
@@ -107,7 +109,3 @@ def _show(console: Console, entries: list[dict[str, Any]], imported: list[dict[s
     console.line("time: of one image on a CPU in float32, vits16 = 1. Gated: Meta asks to accept a")
     console.line("licence first (dinoprobe doctor --encoder NAME says how far you are).")
     console.line("dinoprobe pull NAME fetches one; timm:NAME is timm's copy of it, without a gate.")
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

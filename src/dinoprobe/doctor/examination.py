@@ -107,8 +107,8 @@ def examine(
         if reference is None:
             _say_what_waits(wishes, add)
             return found
-        _examine_weights(reference, settings, chosen, precision, wishes, found, add)
-        if wishes.images is not None and not _fits(reference, chosen):
+        has_run = _examine_weights(reference, settings, chosen, precision, wishes, found, add)
+        if wishes.images is not None and not has_run:
             text = "float32 does not fit on this device, and it is what is compared with"
             add(Check("drift", "unverified", text))
         elif wishes.images is not None and found.error is None:
@@ -175,7 +175,8 @@ def _examine_weights(
     wishes: Wishes,
     found: Examination,
     add: Callable[[Check], None],
-) -> None:
+) -> bool:
+    """Whether float32 fits on the device, and so whatever is compared with it could be run."""
     source = open_source(reference)
     preprocessing, notes = default_preprocessing(reference, source, normalize=settings.normalize)
     for note in notes:
@@ -189,7 +190,7 @@ def _examine_weights(
         add(Check("golden vectors", "unverified", text))
         if memory.state == "failed":
             found.error = EncoderError(f"{reference.name}: {memory.text}")
-        return
+        return False
     encoder = Encoder.from_source(
         source, reference, preprocessing, device=str(device), dtype="float32"
     )
@@ -203,6 +204,7 @@ def _examine_weights(
         add(check)
         if check.state == "failed" and found.error is None:
             found.error = EncoderError(f"{reference.name}: {check.name}: {check.text}")
+    return True
 
 
 def _count(reference: EncoderReference, source: Source) -> Check:
@@ -227,10 +229,6 @@ def _memory(source: Source, device: torch.device, precision: str) -> Check:
         text += f"; {device} has {gigabytes(free)}: {way}--device-map auto spreads it"
         return Check("memory", "failed", text)
     return Check("memory", "ok", f"{text}; {device} has {gigabytes(free)} free")
-
-
-def _fits(reference: EncoderReference, device: torch.device) -> bool:
-    return _fits_in_float32(open_source(reference), device)
 
 
 def _fits_in_float32(source: Source, device: torch.device) -> bool:

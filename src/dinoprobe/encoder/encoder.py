@@ -78,7 +78,7 @@ class Encoder:
         self.preprocessing = preprocessing
         self.reference = reference
         self.family = source.family
-        self.weights_digest = source.digest()
+        self.weights_digest = source.digest
         self.pooling = pooling
         self.rope = rope
         self.device, self.is_spread = input_device(model)

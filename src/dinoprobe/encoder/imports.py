@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from dinoprobe.catalog import IMAGENET_MEAN, IMAGENET_STD
 from dinoprobe.encoder.weights import INDEX_FILE
 from dinoprobe.errors import EncoderError, FormatError
-from dinoprobe.files import read_json, sha256_file, sync_tree, user_cache, write_json
+from dinoprobe.files import read_json, sha256_file, sync_tree, umask, user_cache, write_json
 from dinoprobe.versions import own_version
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def _write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
             name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         shard = {key: tensors[key].detach().contiguous() for key in names}
         save_file(shard, folder / name, metadata={"format": "pt"})
-        (folder / name).chmod(0o666 & ~_umask())
+        (folder / name).chmod(0o666 & ~umask())
         places |= dict.fromkeys(names, name)
     if len(shards) > 1:
         total = sum(tensor.nbytes for tensor in tensors.values())
@@ -213,13 +213,6 @@ def _shards(tensors: Mapping[str, torch.Tensor]) -> Iterator[list[str]]:
         names.append(name)
         size += tensor.nbytes
     yield names
-
-
-def _umask() -> int:
-    """safetensors makes its files unreadable for others; these follow the user's own mask."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _copy_licence(beside: Path, folder: Path) -> None:

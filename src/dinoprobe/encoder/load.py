@@ -15,7 +15,7 @@ import tempfile
 import weakref
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from dinoprobe import files
@@ -39,7 +39,7 @@ _WITHOUT_SPREAD = "Expected a config.json and safetensors that fit it. Fetch the
 _WITH_SPREAD = "Expected one that the devices can hold. Change --device-map or --max-memory."
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Source:
     """A checkpoint that was opened, and not yet loaded: settings, and tensors that are read late.
 
@@ -56,6 +56,7 @@ class Source:
     notes: tuple[str, ...] = ()
     is_satellite: bool = False
 
+    @cached_property
     def digest(self) -> str:
         """What identifies the weights, whatever file they came in: see `weights_digest`."""
         names = {name: self._plain(name) for name in self.tensors}

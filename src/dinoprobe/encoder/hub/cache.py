@@ -130,7 +130,7 @@ def content_of(listing: Listing, file: RemoteFile) -> Path | None:
     """The content of a file if it is here with the right size: a blob, or a copy by its name."""
     snapshot = repository_folder(listing.hub_id) / "snapshots" / listing.commit
     places = (blob_of(listing, file), snapshot / file.name)
-    found = (path for path in places if path.is_file() and _size(path) == file.size_bytes)
+    found = (path for path in places if path.is_file() and size_of(path) == file.size_bytes)
     return next(found, None)
 
 
@@ -139,7 +139,7 @@ def missing(listing: Listing) -> int:
     total = 0
     for file in listing.files:
         if content_of(listing, file) is None:
-            total += max(0, file.size_bytes - _size(part_of(blob_of(listing, file))))
+            total += max(0, file.size_bytes - size_of(part_of(blob_of(listing, file))))
     return total
 
 
@@ -148,7 +148,8 @@ def part_of(blob: Path) -> Path:
     return blob.with_name(blob.name + ".dinoprobe.part")
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
+    """Bytes of a file, 0 where there is none."""
     try:
         return path.stat().st_size
     except OSError:

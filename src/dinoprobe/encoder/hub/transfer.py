@@ -21,6 +21,7 @@ from dinoprobe.encoder.hub.cache import (
     content_of,
     part_of,
     repository_folder,
+    size_of,
 )
 from dinoprobe.encoder.hub.listing import digest_of, file_url, is_git_digest
 from dinoprobe.encoder.hub.refusal import RefusedError
@@ -73,7 +74,7 @@ def fetch(
     blob = blob_of(listing, file)
     blob.parent.mkdir(parents=True, exist_ok=True)
     part = part_of(blob)
-    had = _size(part)
+    had = size_of(part)
     with _locked(listing.hub_id, file.digest, say):
         if (here := content_of(listing, file)) is not None:  # another process was first
             transfer.advance(file.size_bytes - min(had, file.size_bytes))
@@ -114,10 +115,10 @@ def _download(
     row that brought nothing.
     """
     part.touch()
-    fruitless, have = 0, _size(part)
+    fruitless, have = 0, size_of(part)
     while have != file.size_bytes:
         reason, wait_s = _attempt(listing, file, part, transfer)
-        now = _size(part)
+        now = size_of(part)
         if now == file.size_bytes:
             return
         fruitless = 0 if now > have else fruitless + 1
@@ -136,7 +137,7 @@ def _attempt(
     Raises RefusedError without access.
     """
     try:
-        _request(listing, file, part, _size(part), transfer)
+        _request(listing, file, part, size_of(part), transfer)
     except RefusedError as refused:
         if refused.state not in {"unreachable", "busy"}:
             raise
@@ -146,10 +147,6 @@ def _attempt(
             raise
         return client.reason(error), None
     return "the server ended the answer early", None
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
 
 
 def _of(have: int, file: RemoteFile) -> str:
