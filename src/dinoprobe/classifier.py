@@ -4,6 +4,7 @@
                         pooling, precision, fingerprint, the head's values, training, figures
     head.safetensors    the head's arrays; its SHA-256 stands in config.json
     README.md           a model card
+    int8/               only in that precision: the graph that was calibrated
     encoder/            only when bundled: the encoder's own files with its licence
 
 Kilobytes instead of gigabytes: the encoder is named, not copied. Everything that must agree is
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from dinoprobe.encoder import Encoder, EncoderPlace, EncoderReference
+    from dinoprobe.encoder import Encoder, EncoderPlace, EncoderReference, Int8
     from dinoprobe.encoder.hub import Transfer
     from dinoprobe.engine import Encoded
     from dinoprobe.heads import ProbeBase
@@ -45,6 +46,7 @@ _CONFIG_FILE = "config.json"
 _HEAD_FILE = "head.safetensors"
 _ENCODER_FOLDER = "encoder"
 _STAGING_FOLDER = ".encoder.new"
+_INT8_FOLDER = "int8"
 _BLOCK_ROWS = 64
 _FIELDS = {
     "format",
@@ -173,6 +175,7 @@ class ImageClassifier:
             _bundle(reference.folder, reference.file, folder / _ENCODER_FOLDER)
         if card:
             write_atomic(folder / "README.md", card)
+        _save_int8(self.encoder.int8, folder / _INT8_FOLDER)
         config = self._config(state, sha256_file(folder / _HEAD_FILE), bundled=bundle_encoder)
         write_json(folder / _CONFIG_FILE, config)
 
@@ -191,6 +194,7 @@ class ImageClassifier:
                 "weights_digest": encoder.weights_digest,
                 "bundled": bundled,
                 "rope": encoder.rope,
+                "int8_digest": encoder.int8.digest if encoder.int8 else None,
             },
             "preprocessing": encoder.preprocessing.to_dict(),
             "pooling": encoder.pooling,
@@ -234,7 +238,7 @@ class ImageClassifier:
         config = read_config(folder)
         head = _load_head(folder, config)
         reference = _find_encoder(folder, config, place, say, transfer)
-        loaded = _load_encoder(config, place, reference, say)
+        loaded = _load_encoder(folder, config, place, reference, say)
         return cls(loaded, head, training=config["training"], figures=config["figures"])
 
 
@@ -317,6 +321,7 @@ def _find_encoder(
 
 
 def _load_encoder(
+    folder: Path,
     config: dict[str, Any],
     place: EncoderPlace,
     reference: EncoderReference,
@@ -326,12 +331,16 @@ def _load_encoder(
     from dinoprobe.preprocess import Preprocessing
 
     saved = config["encoder"]
+    int8 = _load_int8(folder / _INT8_FOLDER, saved.get("int8_digest"))
     encoder = Encoder.from_pretrained(
         reference,
         pooling=config["pooling"],
         device=place.device,
-        dtype=config["precision"],
+        dtype="auto" if int8 else config["precision"],
+        precision="int8" if int8 else "auto",
+        int8=int8,
         preprocessing=Preprocessing.from_dict(config["preprocessing"]),
+        backend=place.backend,
         spread=spread_of(place.device_map, place.max_memory),
         rope=str(saved.get("rope", "float32")),
         say=say,
@@ -339,6 +348,31 @@ def _load_encoder(
     _expect("encoder: digest of the weights", encoder.weights_digest, saved["weights_digest"])
     _expect("encoder: fingerprint", encoder.fingerprint, config["fingerprint"])
     return encoder
+
+
+def _save_int8(int8: Int8 | None, folder: Path) -> None:
+    """The graph, copied; none, and an old one removed, in another precision."""
+    if int8 is not None and int8.folder.resolve() == folder.resolve():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    if int8 is not None:
+        shutil.copytree(int8.folder, folder)
+
+
+def _load_int8(folder: Path, digest: str | None) -> Int8 | None:
+    """The graph that was saved, whole and unchanged. Raises FormatError or MismatchError."""
+    if digest is None:
+        return None
+    from dinoprobe.encoder import Int8
+    from dinoprobe.encoder.backends.int8 import graph_digest
+
+    try:
+        found = graph_digest(folder)
+    except OSError as error:
+        msg = f"{folder}: the int8 graph is missing ({error.strerror}). Restore it, or train again."
+        raise FormatError(msg) from error
+    _expect(f"{folder}: SHA-256 of the int8 graph", found, digest)
+    return Int8(folder, digest)
 
 
 def _saved_name(saved: dict[str, Any]) -> str:
@@ -355,7 +389,7 @@ def _expect(what: str, found: object, expected: object) -> None:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    known = {_CONFIG_FILE, _HEAD_FILE, "README.md", _ENCODER_FOLDER, _STAGING_FOLDER}
+    known = {_CONFIG_FILE, _HEAD_FILE, "README.md", _ENCODER_FOLDER, _STAGING_FOLDER, _INT8_FOLDER}
     if folder.is_file():
         raise ConfigurationError(f"{folder}: a file, expected a directory. Give another path.")
     if not folder.is_dir():

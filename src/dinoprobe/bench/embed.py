@@ -154,7 +154,8 @@ def _plain(settings: EncoderSettings, encoder: Encoder) -> Encoder:
         raise ConfigurationError(msg)
     if encoder.precision == "float32":
         return encoder
-    return open_encoder(replace(settings, dtype="float32"))
+    plain = replace(settings, dtype="float32", precision="auto", backend="torch")
+    return open_encoder(plain)
 
 
 def _warm_up(sides: _Sides) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None:
@@ -239,7 +240,7 @@ def _document(
         "encoder": bench.encoder.name,
         "random_weights": bench.random_weights,
         "device": str(encoder.device),
-        "backend": "torch",
+        "backend": encoder.backend,
         "precision": encoder.precision,
         "images": len(sides.samples),
         "large_share": bench.large_share,

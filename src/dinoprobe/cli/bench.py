@@ -42,6 +42,8 @@ def embed(
     pooling: options.PoolingName = "auto",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    precision: options.Precision = "auto",
+    backend: options.Backend = "auto",
     size: options.Size = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -61,7 +63,13 @@ def embed(
         found = run_embed_bench(
             EmbedBench(
                 encoder=EncoderSettings(
-                    name=name, pooling=pooling, device=device, dtype=dtype, size_px=size
+                    name=name,
+                    pooling=pooling,
+                    device=device,
+                    dtype=dtype,
+                    precision=precision,
+                    backend=backend,
+                    size_px=size,
                 ),
                 random_weights=random_weights,
                 folder=data,

@@ -41,6 +41,8 @@ def embed(
     pooling: options.PoolingName = "auto",
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    precision: options.Precision = "auto",
+    backend: options.Backend = "auto",
     size: options.Size = None,
     resize: options.Resize = None,
     exact: options.Exact = False,
@@ -69,6 +71,7 @@ def embed(
         from dinoprobe.engine import embed as run_embedding
         from dinoprobe.engine import write_failures
         from dinoprobe.export_features import export_features, writer_for
+        from dinoprobe.quantize import int8_for
         from dinoprobe.store import FeatureStore
         from dinoprobe.types import Failure
 
@@ -79,6 +82,8 @@ def embed(
             pooling=pooling,
             device=device,
             dtype=dtype,
+            precision=precision,
+            backend=backend,
             size_px=size,
             resize=resize,
             exact=exact,
@@ -95,7 +100,8 @@ def embed(
             split_column=split_column,
             group_column=group_column,
         ).open()
-        loaded = open_encoder(settings, say=console.say, transfer=console.transfer())
+        int8 = int8_for(dataset, settings, say=console.say, transfer=console.transfer())
+        loaded = open_encoder(settings, say=console.say, transfer=console.transfer(), int8=int8)
         features_store = FeatureStore(store)
         done = run_embedding(
             dataset,

@@ -20,6 +20,7 @@ def evaluate(
     *,
     encoder: options.SameEncoder = None,
     device: options.Device = "auto",
+    backend: options.Backend = "auto",
     device_map: options.DeviceMap = None,
     max_memory: options.MaxMemory = None,
     path_column: options.PathColumn = None,
@@ -55,7 +56,7 @@ def evaluate(
         scored = score(
             run,
             settings,
-            place=EncoderPlace(encoder, device, device_map, max_memory),
+            place=EncoderPlace(encoder, device, device_map, max_memory, backend),
             store=store,
             out=out,
             progress=console.progress(),

@@ -67,7 +67,21 @@ Device = Annotated[
     str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=_ENCODER)
 ]
 Dtype = Annotated[
-    str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_ENCODER)
+    str,
+    typer.Option(
+        help="auto, float32, bfloat16 or float16: the type itself, untested.",
+        rich_help_panel=_ENCODER,
+    ),
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        help="auto, exact, bf16 or int8: a class that is tested against plain float32.",
+        rich_help_panel=_ENCODER,
+    ),
+]
+Backend = Annotated[
+    str, typer.Option(help="auto, torch, openvino or onnxruntime.", rich_help_panel=_ENCODER)
 ]
 Size = Annotated[
     int | None,

@@ -32,6 +32,7 @@ def predict(
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Classes per image.")] = 5,
     encoder: options.SameEncoder = None,
     device: options.Device = "auto",
+    backend: options.Backend = "auto",
     device_map: options.DeviceMap = None,
     max_memory: options.MaxMemory = None,
     as_json: options.Json = False,
@@ -54,7 +55,7 @@ def predict(
         from dinoprobe.classifier import ImageClassifier
         from dinoprobe.encoder import EncoderPlace
 
-        place = EncoderPlace(encoder, device, device_map, max_memory)
+        place = EncoderPlace(encoder, device, device_map, max_memory, backend)
         classifier = ImageClassifier.load_at(
             run, place, say=console.say, transfer=console.transfer()
         )

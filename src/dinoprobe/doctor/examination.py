@@ -18,15 +18,15 @@ from dinoprobe.doctor.checks import (
     check_disk,
     check_versions,
 )
-from dinoprobe.doctor.drift import Drift, measure_drift
 from dinoprobe.doctor.golden import check_picture, compare, golden_picture
 from dinoprobe.doctor.selfcheck import check_forward, check_precision
+from dinoprobe.drift import Drift, measure_drift
 from dinoprobe.encoder import Encoder, EncoderReference, EncoderSettings
 from dinoprobe.encoder.defaults import default_preprocessing
-from dinoprobe.encoder.forward import copies_of_weights
+from dinoprobe.encoder.forward import bytes_in_memory
 from dinoprobe.encoder.hub import cached, diagnose
 from dinoprobe.encoder.load import Source, open_source
-from dinoprobe.encoder.placement import free_bytes, gigabytes, model_bytes
+from dinoprobe.encoder.placement import free_bytes, gigabytes
 from dinoprobe.encoder.reference import Address, locate, resolve
 from dinoprobe.errors import ConfigurationError, DatasetError, DinoprobeError, EncoderError
 from dinoprobe.files import user_cache
@@ -107,7 +107,10 @@ def examine(
         if reference is None:
             _say_what_waits(wishes, add)
             return found
-        has_run = _examine_weights(reference, settings, chosen, precision, wishes, found, add)
+        asked = dtype if chosen.type == "cpu" else precision
+        has_run = _examine_weights(
+            reference, settings, chosen, precision, asked, wishes, found, add
+        )
         if wishes.images is not None and not has_run:
             text = "float32 does not fit on this device, and it is what is compared with"
             add(Check("drift", "unverified", text))
@@ -172,11 +175,15 @@ def _examine_weights(
     settings: EncoderSettings,
     device: torch.device,
     precision: str,
+    asked: str,
     wishes: Wishes,
     found: Examination,
     add: Callable[[Check], None],
 ) -> bool:
-    """Whether float32 fits on the device, and so whatever is compared with it could be run."""
+    """Whether float32 fits on the device, and so whatever is compared with it could be run.
+
+    `precision` is what memory is counted for; `asked` is that or `auto`.
+    """
     source = open_source(reference)
     preprocessing, notes = default_preprocessing(reference, source, normalize=settings.normalize)
     for note in notes:
@@ -195,10 +202,10 @@ def _examine_weights(
         source, reference, preprocessing, device=str(device), dtype="float32"
     )
     checks = [check_forward(encoder), _golden(encoder, wishes)]
-    if precision != "float32":
-        other = Encoder.from_source(
-            source, reference, preprocessing, device=str(device), dtype=precision
-        )
+    other = Encoder.from_source(source, reference, preprocessing, device=str(device), dtype=asked)
+    checks += [Check("backend", "note", note) for note in other.notes]
+    checks.append(Check("backend", "ok", f"{other.backend} in {other.precision}"))
+    if other.precision != "float32":
         checks.append(check_precision(encoder, other))
     for check in checks:
         add(check)
@@ -238,8 +245,7 @@ def _fits_in_float32(source: Source, device: torch.device) -> bool:
 
 def _needed(source: Source, device: torch.device, precision: str) -> int:
     """Bytes of the weights as the encoder will hold them: twice where it is folded."""
-    once = model_bytes(source.parameters, precision)
-    return once * copies_of_weights(once, source.family, device)
+    return bytes_in_memory(source.parameters, source.family, device, precision)[0]
 
 
 def _golden(encoder: Encoder, wishes: Wishes) -> Check:

@@ -1,6 +1,6 @@
 """The frozen image model with its preprocessing: load, place, encode, pool."""
 
-from dinoprobe.encoder.encoder import Encoder
+from dinoprobe.encoder.encoder import Encoder, Int8
 from dinoprobe.encoder.placement import Spread
 from dinoprobe.encoder.reference import EncoderReference, locate
 from dinoprobe.encoder.settings import EncoderPlace, EncoderSettings, open_encoder, spread_of
@@ -10,6 +10,7 @@ __all__ = [
     "EncoderPlace",
     "EncoderReference",
     "EncoderSettings",
+    "Int8",
     "Spread",
     "locate",
     "open_encoder",

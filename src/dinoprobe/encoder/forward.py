@@ -10,34 +10,54 @@ from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, final
 
+from dinoprobe.encoder.backends.graphs import Built, Plan, build
 from dinoprobe.encoder.pooling import Pooling, pool
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     import torch
 
+    from dinoprobe.encoder.backends.choice import Choice
     from dinoprobe.encoder.families import Family
     from dinoprobe.preprocess import Preprocessing
 
-MAX_FOLDED_BYTES = 4_000_000_000
+MAX_FOLDED_BYTES = 4_000_000_000  # of float32
 # Architectures that it is written for, with the activations that it knows.
 _ACTIVATIONS = {
     "dinov3_vit": frozenset({"gelu", "silu"}),
     "dinov3_convnext": frozenset({"gelu"}),
 }
+_FOLDING_DEVICES = frozenset({"cpu", "cuda"})
 
 
 @final
 class Forward:
-    """Called with images as `prepare` gives them, on the model's device, from several threads."""
+    """Called with images as `prepare` gives them, on the model's device, from several threads.
+
+    `choice` says what runs the folded model; `identity` names its weights, for graphs on disk.
+    """
 
     def __init__(
-        self, model: torch.nn.Module, family: Family, pooling: Pooling, *, is_spread: bool
+        self,
+        model: torch.nn.Module,
+        family: Family,
+        pooling: Pooling,
+        *,
+        is_spread: bool,
+        choice: Choice,
+        identity: Mapping[str, Any],
+        int8: Path | None = None,
     ) -> None:
         self.model = model
         self.family = family
         self.pooling = pooling
+        self.choice = choice
+        self.identity = identity
+        self.int8 = int8
         self.is_folded = not is_spread and can_fold(model, family)
-        self._made: dict[Any, torch.nn.Module] = {}
+        self._made: dict[Any, Built] = {}
         self._lock = Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -53,9 +73,8 @@ class Forward:
         1.
         """
         if self.is_folded:
-            rows: torch.Tensor = self._folded(images, preprocessing)(images)
-            return rows
-        return self._plain(images, preprocessing)
+            return self._built(images, preprocessing)(images)
+        return self.plain(images, preprocessing)
 
     def tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """All tokens `(n, before + patches, width)` by transformers' own model, after the last
@@ -65,44 +84,52 @@ class Forward:
         tokens: torch.Tensor = output.last_hidden_state
         return tokens
 
-    def _plain(self, images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    def plain(self, images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+        """The same features by transformers' own model, in the precision of its parameters."""
         from dinoprobe.preprocess import to_pixel_values
 
         parameter = next(self.model.parameters())
+        images = images.to(parameter.device)
         pixels = to_pixel_values(images, preprocessing, dtype=parameter.dtype, device=images.device)
         tokens = self.tokens(pixels)
         before = self.family.tokens_before_patches(self.model.config)
         return pool(tokens, tokens[:, 0], before, self.pooling)
 
-    def _folded(self, images: torch.Tensor, preprocessing: Preprocessing) -> torch.nn.Module:
-        """The module for these images; the last one is kept, for a run has one size."""
+    def plan(self, preprocessing: Preprocessing) -> Plan:
+        """What a backend needs to build its own."""
+        return Plan(
+            model=self.model,
+            model_type=self.family.model_type,
+            preprocessing=preprocessing,
+            pooling=self.pooling,
+            identity=self.identity,
+            int8=self.int8,
+        )
+
+    def keep(self, built: Built, preprocessing: Preprocessing) -> None:
+        """Take what was built for a test of this preprocessing."""
+        self._made = {_wanted(preprocessing, preprocessing.size, preprocessing.arithmetic): built}
+
+    def _built(self, images: torch.Tensor, preprocessing: Preprocessing) -> Built:
+        """What runs these images; the last one is kept, for a run has one size."""
         import torch
 
-        from dinoprobe.encoder.optimized import can_pack, fold
-
         height, width = images.shape[-2:]
-        exact = images.dtype != torch.uint8
-        arithmetic: Any = "exact" if exact else "uint8"
-        wanted = replace(
-            preprocessing, size=(height, width), shortest_edge=None, arithmetic=arithmetic
-        )
-        dtype = next(self.model.parameters()).dtype
+        arithmetic = "uint8" if images.dtype == torch.uint8 else "exact"
+        wanted = _wanted(preprocessing, (height, width), arithmetic)
         with self._lock:
             if wanted not in self._made:
-                made = fold(
-                    self.model,
-                    self.family.model_type,
-                    wanted,
-                    pooling=self.pooling,
-                    dtype=dtype,
-                    packed=can_pack(images.device, dtype),
-                )
-                self._made = {wanted: made}
+                self._made = {wanted: build(self.plan(wanted), self.choice)}
             return self._made[wanted]
 
 
+def _wanted(preprocessing: Preprocessing, size: tuple[int, int], arithmetic: Any) -> Preprocessing:
+    """What of the preprocessing is inside the folded model."""
+    return replace(preprocessing, size=size, shortest_edge=None, arithmetic=arithmetic)
+
+
 def can_fold(model: torch.nn.Module, family: Family) -> bool:
-    """Whether the folded forward is written for this model, on a CPU and of this size.
+    """Whether the folded forward is written for this model, this device and this size.
 
     Never a matter of the memory that happens to be free: in half precision the two forwards differ
     by rounding, and one store should hold features of one.
@@ -113,11 +140,23 @@ def can_fold(model: torch.nn.Module, family: Family) -> bool:
     if not isinstance(getattr(config, "patch_size", 1), int):
         return False
     parameters = list(model.parameters())
-    size = sum(parameter.nbytes for parameter in parameters)
-    return parameters[0].device.type == "cpu" and size <= MAX_FOLDED_BYTES
+    size = 4 * sum(parameter.numel() for parameter in parameters)
+    return parameters[0].device.type in _FOLDING_DEVICES and size <= MAX_FOLDED_BYTES
 
 
-def copies_of_weights(model_bytes: int, family: Family, device: torch.device) -> int:
-    """How many times the weights will be in memory: twice where the model is folded."""
-    folds = family.model_type in _ACTIVATIONS and device.type == "cpu"
-    return 2 if folds and model_bytes <= MAX_FOLDED_BYTES else 1
+def may_fold(parameters: int, family: Family, device: torch.device) -> bool:
+    """The same before the model is loaded, but for settings of its config.json."""
+    is_known = family.model_type in _ACTIVATIONS and device.type in _FOLDING_DEVICES
+    return is_known and 4 * parameters <= MAX_FOLDED_BYTES
+
+
+def bytes_in_memory(
+    parameters: int, family: Family, device: torch.device, precision: str
+) -> tuple[int, bool]:
+    """Bytes of the weights as the encoder will hold them, and whether that is two copies: a folded
+    model has one in float32 and one in `precision`.
+    """
+    size = {"float32": 4, "int8": 1}.get(precision, 2)
+    if may_fold(parameters, family, device):
+        return (4 + size) * parameters, True
+    return size * parameters, False

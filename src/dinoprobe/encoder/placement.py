@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B$", re.IGNORECASE)
 
 
@@ -109,14 +109,20 @@ def model_bytes(parameters: int, dtype: str) -> int:
 
 
 def refuse_too_large(
-    name: str, parameters: int, dtype: str, device: torch.device, *, copies: int = 1
+    name: str,
+    parameters: int,
+    dtype: str,
+    device: torch.device,
+    *,
+    needed: int | None = None,
 ) -> None:
     """Raise EncoderError, before anything is loaded, where the weights can not fit on the device.
 
-    `copies` is how often they will be in memory. The message says what would fit: a smaller
-    precision, several devices, a smaller encoder.
+    `needed` is the bytes of two copies, where there will be two. The message says what would fit: a
+    smaller precision, several devices, a smaller encoder.
     """
-    needed, free = copies * model_bytes(parameters, dtype), free_bytes(device)
+    twice = " for two copies of its weights" if needed is not None else ""
+    needed, free = needed or model_bytes(parameters, dtype), free_bytes(device)
     if free is None or needed <= free:
         return
     ways = []
@@ -125,7 +131,6 @@ def refuse_too_large(
     ways += ["--device-map auto (several devices, the rest in CPU memory or on disk; extra 'big')"]
     if device.type != "cpu":
         ways.append("--device cpu")
-    twice = " for two copies of its weights" if copies == 2 else ""
     msg = (
         f"{name} needs {gigabytes(needed)} in {dtype}{twice}; {device} has {gigabytes(free)} free. "
         f"Use {', '.join(ways)}, or a smaller encoder."

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from dinoprobe.encoder.defaults import default_preprocessing, patch_size
-from dinoprobe.encoder.encoder import Encoder
+from dinoprobe.encoder.encoder import Encoder, Int8
 from dinoprobe.encoder.load import open_source
 from dinoprobe.encoder.placement import Spread, parse_memory
 from dinoprobe.encoder.reference import locate
@@ -28,6 +28,8 @@ class EncoderSettings:
     pooling: str = "auto"
     device: str = "auto"
     dtype: str = "auto"
+    precision: str = "auto"
+    backend: str = "auto"
     size_px: int | None = None
     resize: str | None = None
     exact: bool = False
@@ -56,6 +58,7 @@ class EncoderPlace:
     device: str = "auto"
     device_map: str | None = None
     max_memory: str | None = None
+    backend: str = "auto"
 
 
 def spread_of(device_map: str | None, max_memory: str | None) -> Spread | None:
@@ -73,8 +76,12 @@ def open_encoder(
     *,
     say: Callable[[str], None] = lambda _: None,
     transfer: Transfer | None = None,
+    int8: Int8 | None = None,
 ) -> Encoder:
-    """The encoder with its preprocessing overridden. Raises what `Encoder.from_pretrained` does."""
+    """The encoder with its preprocessing overridden, and for that precision the graph `int8`.
+
+    Raises what `Encoder.from_pretrained` does.
+    """
     spread = spread_of(settings.device_map, settings.max_memory)
     reference = locate(settings.name, say=say, transfer=transfer)
     source = open_source(reference)
@@ -93,9 +100,12 @@ def open_encoder(
         pooling=settings.pooling,
         device=settings.device,
         dtype=settings.dtype,
+        precision=settings.precision,
+        backend=settings.backend,
         spread=spread,
         rope=settings.rope,
+        int8=int8,
         say=say,
     )
-    encoder.notes = notes
+    encoder.notes = (*notes, *encoder.notes)
     return encoder

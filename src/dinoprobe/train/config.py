@@ -103,7 +103,7 @@ def _check_types(config: TrainConfig) -> None:
 def _check_encoder(settings: EncoderSettings) -> None:
     """Raise TypeError for a value of the encoder's settings that is of another type."""
     expected: dict[str, tuple[type, ...]] = {
-        **dict.fromkeys(("pooling", "device", "dtype", "rope"), (str,)),
+        **dict.fromkeys(("pooling", "device", "dtype", "precision", "backend", "rope"), (str,)),
         **dict.fromkeys(("normalize", "device_map", "max_memory", "resize"), (str, NoneType)),
         "exact": (bool,),
         "size_px": (int, NoneType),
@@ -120,10 +120,17 @@ def resolved(config: TrainConfig, encoder: Encoder) -> TrainConfig:
         config,
         data=replace(config.data, source=absolute(config.data.source)),
         encoder=replace(
-            config.encoder, name=encoder.name, pooling=encoder.pooling, dtype=encoder.precision
+            config.encoder, name=encoder.name, pooling=encoder.pooling, **_precision(encoder)
         ),
         store=config.store and absolute(config.store),
     )
+
+
+def _precision(encoder: Encoder) -> dict[str, Any]:
+    """The type that was taken, which then needs no test; int8 has no type of torch."""
+    if encoder.precision == "int8":
+        return {"dtype": "auto", "precision": "int8"}
+    return {"dtype": encoder.precision, "precision": "auto"}
 
 
 def check_head(config: TrainConfig) -> None:

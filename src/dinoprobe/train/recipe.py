@@ -21,6 +21,7 @@ from dinoprobe.outcome import (
     write_outcome,
 )
 from dinoprobe.partition import check_labels, partition
+from dinoprobe.quantize import int8_for
 from dinoprobe.report import render_card
 from dinoprobe.run import check_out, new_run, write_metrics, write_suspects
 from dinoprobe.store import FeatureStore
@@ -75,7 +76,8 @@ def train(
     dataset = config.data.open()
     check_labels(dataset)
     say(f"{len(dataset):,} images of {len(dataset.classes):,} classes in {dataset.uri}")
-    encoder = open_encoder(config.encoder, say=say, transfer=transfer)
+    int8 = int8_for(dataset, config.encoder, say=say, transfer=transfer, seed=config.seed)
+    encoder = open_encoder(config.encoder, say=say, transfer=transfer, int8=int8)
     embedding = embed(
         dataset,
         encoder,

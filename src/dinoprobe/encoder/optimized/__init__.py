@@ -10,7 +10,7 @@ enter as centred integers, which bfloat16 holds exactly, and the residual stream
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dinoprobe.encoder.optimized.convnext import FoldedConvNext
 from dinoprobe.encoder.optimized.projection import can_pack
@@ -31,15 +31,18 @@ def fold(
     pooling: Pooling,
     dtype: torch.dtype,
     packed: bool = False,
+    fused: bool = False,
 ) -> torch.nn.Module:
     """The module for these images and this pooling; its weights are copies in `dtype`, laid out for
-    this CPU's kernels where `packed` (see `projection`).
+    this CPU's kernels where `packed` (see `projection`). `fused` takes torch's fused attention.
 
     Takes `(n, 3, height, width)` uint8, or float32 in the exact mode, of the preprocessing's size;
     returns `(n, dimension)` float32.
     """
-    chosen = FoldedConvNext if model_type == "dinov3_convnext" else FoldedViT
-    return chosen(model, preprocessing, pooling=pooling, dtype=dtype, packed=packed).eval()
+    options: dict[str, Any] = {"pooling": pooling, "dtype": dtype, "packed": packed}
+    if model_type == "dinov3_convnext":
+        return FoldedConvNext(model, preprocessing, **options).eval()
+    return FoldedViT(model, preprocessing, **options, fused=fused).eval()
 
 
 __all__ = ["FoldedConvNext", "FoldedViT", "can_pack", "fold"]

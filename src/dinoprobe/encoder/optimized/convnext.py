@@ -47,6 +47,7 @@ class FoldedConvNext(nn.Module):
         self.pooling = pooling
         self.dtype = dtype
         self.epsilon = float(model.config.layer_norm_eps)
+        self.width = int(model.config.hidden_sizes[-1])
         self.register_buffer("centre", centre(preprocessing).float(), persistent=False)
         self.stages = nn.ModuleList(
             _Stage(stage, preprocessing if i == 0 else None, dtype, packed=packed)
@@ -75,7 +76,7 @@ class FoldedConvNext(nn.Module):
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
     def _norm(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.layer_norm(x, (x.shape[-1],), None, None, self.epsilon)
+        return functional.layer_norm(x, (self.width,), None, None, self.epsilon)
 
 
 class _Stage(nn.Module):
@@ -105,6 +106,7 @@ class _Stage(nn.Module):
         else:
             norm, convolution = first, second
             weight, bias = after_norm(norm, weight_and_bias(convolution))
+        self.width, self.before = weight.shape[:2]
         self.stride = int(convolution.stride[0])
         self.epsilon = float(norm.eps)
         laid_out = weight.to(dtype).contiguous(memory_format=torch.channels_last)
@@ -115,13 +117,11 @@ class _Stage(nn.Module):
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         """`(n, channels, height, width)`, channels last in memory, in and out."""
         if not self.is_stem:
-            maps = _normed(maps, self.epsilon)
+            maps = _normed(maps, self.before, self.epsilon)
         maps = functional.conv2d(maps, self.weight, self.bias, stride=self.stride)
         if self.is_stem:
             rows = maps.permute(0, 2, 3, 1).float()
-            rows = functional.layer_norm(
-                rows, (rows.shape[-1],), self.gain, self.shift, self.epsilon
-            )
+            rows = functional.layer_norm(rows, (self.width,), self.gain, self.shift, self.epsilon)
             maps = rows.to(self.weight.dtype).permute(0, 3, 1, 2)
         for block in self.blocks:
             maps = block(maps)
@@ -153,11 +153,11 @@ class _Block(nn.Module):
             maps, weight, self.depthwise_bias, padding=3, groups=weight.shape[0]
         )
         rows = mixed.permute(0, 2, 3, 1)
-        rows = functional.layer_norm(rows, (rows.shape[-1],), None, None, self.epsilon)
+        rows = functional.layer_norm(rows, (weight.shape[0],), None, None, self.epsilon)
         change: torch.Tensor = self.down(self.up(rows)).permute(0, 3, 1, 2)
         return maps + change
 
 
-def _normed(maps: torch.Tensor, epsilon: float) -> torch.Tensor:
+def _normed(maps: torch.Tensor, width: int, epsilon: float) -> torch.Tensor:
     rows = maps.permute(0, 2, 3, 1)
-    return functional.layer_norm(rows, (rows.shape[-1],), None, None, epsilon).permute(0, 3, 1, 2)
+    return functional.layer_norm(rows, (width,), None, None, epsilon).permute(0, 3, 1, 2)

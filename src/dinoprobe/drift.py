@@ -71,14 +71,14 @@ def measure_drift(
             f"{settings.dtype}; expected the same two or more. See dinoprobe embed --failures."
         )
         raise DatasetError(msg)
-    cosines = _cosines(exact.X, other.X)
-    head, same = _agreement(exact, other, seed)
+    near = cosines(exact.X, other.X)
+    head, same = agreement(exact, other, seed)
     agreeing, asked = int(same.sum()), len(same)
     return Drift(
         precision=settings.dtype,
         n=len(exact),
-        cosine_mean=float(cosines.mean()),
-        cosine_min=float(cosines.min()),
+        cosine_mean=float(near.mean()),
+        cosine_min=float(near.min()),
         head=head,
         agreement=agreeing / asked,
         agreement_n=asked,
@@ -102,18 +102,19 @@ def _features(
     return embed(dataset, open_encoder(settings), progress=meter).features
 
 
-def _cosines(
+def cosines(
     first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float64]:
+    """Of each row with its counterpart, in float64."""
     import numpy as np
 
     A, B = first.astype(np.float64), second.astype(np.float64)
     norms = np.linalg.norm(A, axis=1) * np.linalg.norm(B, axis=1)
-    cosines: npt.NDArray[np.float64] = (A * B).sum(axis=1) / norms
-    return cosines
+    found: npt.NDArray[np.float64] = (A * B).sum(axis=1) / norms
+    return found
 
 
-def _agreement(exact: Features, other: Features, seed: int) -> tuple[str, npt.NDArray[np.bool_]]:
+def agreement(exact: Features, other: Features, seed: int) -> tuple[str, npt.NDArray[np.bool_]]:
     """Which head was asked, and for which images its two answers are the same."""
     import numpy as np
 

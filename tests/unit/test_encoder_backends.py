@@ -1,0 +1,322 @@
+"""Backends: what is chosen, that each computes what plain transformers does, and that a wrong one
+is not used.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from tests.checkpoints import save_convnext, save_dinov2, save_vit
+
+from dinoprobe.encoder import Encoder, EncoderSettings, open_encoder
+from dinoprobe.encoder.backends import choice as choosing
+from dinoprobe.encoder.backends import graphs, selftest
+from dinoprobe.encoder.backends.choice import Choice, candidates, has_fast_bfloat16
+from dinoprobe.errors import ConfigurationError, EncoderError, MissingExtraError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="extra cpu")
+needs_onnx = pytest.mark.skipif(
+    find_spec("onnx") is None or find_spec("onnxruntime") is None, reason="extra onnx"
+)
+needs_bfloat16 = pytest.mark.skipif(not has_fast_bfloat16(), reason="no bfloat16 in this CPU")
+GRAPHS = [
+    pytest.param("openvino", marks=needs_openvino),
+    pytest.param("onnxruntime", marks=needs_onnx),
+]
+LARGE = 20_000_000
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DINOPROBE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def images(count: int = 3, size: int = 32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(size)
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+
+
+def distance(first: np.ndarray, second: np.ndarray) -> float:
+    A, B = first.astype(np.float64), second.astype(np.float64)
+    norms = np.linalg.norm(A, axis=1) * np.linalg.norm(B, axis=1)
+    return float(np.abs(1 - (A * B).sum(1) / norms).max())
+
+
+def plainly(encoder: Encoder, batch: torch.Tensor) -> np.ndarray:
+    with torch.inference_mode():
+        return encoder._forward.plain(batch, encoder.preprocessing).numpy()
+
+
+@pytest.mark.parametrize("backend", GRAPHS)
+@pytest.mark.parametrize("pooling", ["cls", "mean", "cls+mean"])
+@pytest.mark.parametrize("save", [save_vit, save_convnext])
+def test_a_graph_computes_what_transformers_does(
+    save: Any, pooling: str, backend: str, tmp_path: Path
+) -> None:
+    encoder = Encoder.from_pretrained(
+        str(save(tmp_path)), device="cpu", pooling=pooling, backend=backend
+    )
+    assert (encoder.backend, encoder.precision) == (backend, "float32")
+    for size in (32, 64):
+        for count in (1, 5):
+            batch = images(count, size)
+            assert distance(encoder.encode(batch), plainly(encoder, batch)) < 1e-9
+    floats = images().float() / 255
+    assert distance(encoder.encode(floats), plainly(encoder, floats)) < 1e-9
+
+
+@pytest.mark.parametrize("backend", GRAPHS)
+def test_a_backend_is_no_part_of_the_fingerprint(backend: str, tmp_path: Path) -> None:
+    folder = str(save_vit(tmp_path))
+    other = Encoder.from_pretrained(folder, device="cpu", backend=backend)
+    assert other.fingerprint == Encoder.from_pretrained(folder, device="cpu").fingerprint
+
+
+@pytest.mark.parametrize("backend", GRAPHS)
+def test_threads_and_other_processes_get_the_same_rows(backend: str, tmp_path: Path) -> None:
+    encoder = Encoder.from_pretrained(str(save_vit(tmp_path)), device="cpu", backend=backend)
+    rows = encoder.encode(images())
+    with ThreadPoolExecutor(3, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        found = list(pool.map(encoder.encode, [images()] * 9))
+    for other in (*found, pickle.loads(pickle.dumps(encoder)).encode(images())):
+        np.testing.assert_allclose(other, rows, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", GRAPHS)
+def test_a_graph_is_made_once_and_again_where_it_is_damaged(
+    backend: str, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = EncoderSettings(name=str(save_vit(tmp_path)), device="cpu", backend=backend)
+    rows = open_encoder(settings).encode(images())
+    (folder,) = (own_cache / "graphs").iterdir()
+    written = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    np.testing.assert_array_equal(open_encoder(settings).encode(images()), rows)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == written
+    largest = max(written, key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:100])
+    np.testing.assert_array_equal(open_encoder(settings).encode(images()), rows)
+    assert graphs.is_whole(folder)
+    open_encoder(replace(settings, pooling="cls")).encode(images())
+    assert len(list((own_cache / "graphs").iterdir())) == 2
+
+
+def test_a_write_that_fails_leaves_nothing(own_cache: Path) -> None:
+    def write(folder: Path) -> None:
+        (folder / "half").write_bytes(b"1")
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        graphs.keep(own_cache / "graphs" / "one", write)
+    assert list((own_cache / "graphs").iterdir()) == []
+
+
+@needs_openvino
+def test_telemetry_never_loads(tmp_path: Path) -> None:
+    encoder = Encoder.from_pretrained(str(save_vit(tmp_path)), device="cpu", backend="openvino")
+    encoder.encode(images())
+    assert not [name for name in sys.modules if name.startswith("openvino_telemetry")]
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("backend", ["torch", pytest.param("openvino", marks=needs_openvino)])
+def test_bf16_is_tested_before_it_is_used(
+    backend: str, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = str(save_vit(tmp_path))
+    encoder = Encoder.from_pretrained(folder, device="cpu", backend=backend, precision="bf16")
+    assert (encoder.backend, encoder.precision) == (backend, "bfloat16")
+    assert 0 < distance(encoder.encode(images()), plainly(encoder, images())) < 1e-3
+    (record,) = (own_cache / "selftests").iterdir()
+    monkeypatch.setattr(selftest, "build", None)  # what is known is not measured again
+    Encoder.from_pretrained(folder, device="cpu", backend=backend, precision="bf16")
+    record.write_text("{")
+    with pytest.raises(EncoderError, match="not callable"):
+        Encoder.from_pretrained(folder, device="cpu", backend=backend, precision="bf16")
+
+
+@needs_bfloat16
+def test_a_precision_that_was_named_and_fails_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(selftest.LIMITS, "bfloat16", 1e-12)
+    with pytest.raises(EncoderError, match=r"bfloat16 is not used: .*allowed 1e-12"):
+        Encoder.from_pretrained(
+            str(save_vit(tmp_path)), device="cpu", backend="torch", precision="bf16"
+        )
+
+
+@needs_bfloat16
+def test_where_nothing_was_named_the_next_one_is_taken_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choosing, "SMALL_PARAMETERS", 1)
+    monkeypatch.setitem(selftest.LIMITS, "bfloat16", 1e-12)
+    encoder = Encoder.from_pretrained(str(save_vit(tmp_path)), device="cpu")
+    assert encoder.precision == "float32"
+    assert "bfloat16 is not used" in encoder.notes[-1]
+    assert distance(encoder.encode(images()), plainly(encoder, images())) < 1e-9
+
+
+@needs_openvino
+def test_a_backend_that_breaks_is_passed_over_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dinoprobe.encoder.backends import openvino
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such kernel\nmore")
+
+    monkeypatch.setattr(choosing, "SMALL_PARAMETERS", 1)
+    monkeypatch.setattr(openvino, "write", broken)
+    folder = str(save_vit(tmp_path))
+    encoder = Encoder.from_pretrained(folder, device="cpu", precision="exact")
+    assert encoder.backend == "torch"
+    assert "openvino in float32 does not run here (no such kernel)." in encoder.notes
+    with pytest.raises(EncoderError, match=r"no such kernel.*Leave --backend and --precision out"):
+        Encoder.from_pretrained(folder, device="cpu", backend="openvino")
+
+
+def test_numbers_that_are_not_finite_never_pass() -> None:
+    rows = torch.ones(2, 4)
+    assert selftest.mean_distance(rows, rows) == pytest.approx(0)
+    assert selftest.mean_distance(rows * float("nan"), rows) == 2
+    assert selftest.mean_distance(rows * float("inf"), rows) == 2
+    assert selftest.mean_distance(torch.zeros(2, 4), rows) == pytest.approx(1)
+
+
+def test_a_type_that_was_named_is_taken_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(selftest.LIMITS, "bfloat16", 1e-12)
+    encoder = Encoder.from_pretrained(str(save_vit(tmp_path)), device="cpu", dtype="bfloat16")
+    assert (encoder.precision, encoder.dtype) == ("bfloat16", torch.bfloat16)
+    assert next(encoder.model.parameters()).dtype == torch.float32  # rounded once, when folded
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, fast: bool, here: tuple[str, ...]) -> None:
+    monkeypatch.setattr(choosing, "has_fast_bfloat16", lambda: fast)
+    monkeypatch.setattr(choosing, "find_spec", lambda name: name if name in here else None)
+    monkeypatch.setattr(choosing.platform, "machine", lambda: "x86_64")
+
+
+ALL = ("openvino", "onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("fast", "here", "parameters", "expected"),
+    [
+        (True, ALL, LARGE, ["openvino bfloat16", "torch bfloat16",
+                            "openvino float32", "torch float32"]),
+        (True, (), LARGE, ["torch bfloat16", "torch float32"]),
+        (False, ALL, LARGE, ["openvino float32", "torch float32"]),
+        (True, ALL, 1_000_000, ["torch float32"]),
+    ],
+)  # fmt: skip
+def test_what_is_tried_by_itself(
+    fast: bool,
+    here: tuple[str, ...],
+    parameters: int,
+    expected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    choose(monkeypatch, fast, here)
+    found = candidates("auto", "auto", "auto", parameters=parameters)
+    assert [f"{choice.backend} {choice.precision}" for choice in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        (("openvino", "exact", "auto"), ["openvino float32"]),
+        (("torch", "bf16", "auto"), ["torch bfloat16"]),
+        (("onnxruntime", "auto", "auto"), ["onnxruntime float32"]),
+        (("auto", "auto", "bfloat16"), ["openvino bfloat16", "torch bfloat16"]),
+        (("auto", "int8", "auto"), ["openvino int8"]),
+    ],
+)
+def test_what_is_tried_when_something_was_named(
+    asked: tuple[str, str, str], expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose(monkeypatch, fast=True, here=ALL)
+    found = candidates(*asked, parameters=LARGE, has_int8=True)
+    assert [f"{choice.backend} {choice.precision}" for choice in found] == expected
+
+
+def test_without_bfloat16_in_the_cpu_openvino_is_not_asked_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    choose(monkeypatch, fast=False, here=ALL)
+    assert candidates("auto", "bf16", "auto", parameters=LARGE) == [Choice("torch", "bfloat16")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (("tensorrt", "auto", "auto"), "backend 'tensorrt' is not known"),
+        (("auto", "fp4", "auto"), "precision 'fp4' is not known"),
+        (("auto", "bf16", "float32"), "--precision bf16 and --dtype float32 contradict"),
+        (("onnxruntime", "bf16", "auto"), "'onnxruntime' has no precision 'bf16'"),
+        (("auto", "int8", "auto"), "int8 is calibrated on images of yours"),
+    ],
+)
+def test_what_can_not_be_is_refused(
+    asked: tuple[str, str, str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose(monkeypatch, fast=True, here=ALL)
+    with pytest.raises(ConfigurationError, match=says):
+        candidates(*asked, parameters=LARGE)
+
+
+@pytest.mark.parametrize(("backend", "extra"), [("openvino", "cpu"), ("onnxruntime", "onnx")])
+def test_a_missing_extra_is_named(
+    backend: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choose(monkeypatch, fast=True, here=())
+    with pytest.raises(MissingExtraError, match=rf"dinoprobe\[{extra}\]"):
+        candidates(backend, "auto", "auto", parameters=LARGE)
+    with pytest.raises(MissingExtraError, match=r"dinoprobe\[cpu\]"):
+        candidates("auto", "int8", "auto", parameters=LARGE, has_int8=True)
+
+
+def test_on_a_gpu_torch_alone_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    found = candidates("auto", "auto", "auto", parameters=LARGE, on_cpu=False)
+    assert found == [Choice("torch", "bfloat16"), Choice("torch", "float32")]
+    for asked in (("openvino", "auto", "auto"), ("auto", "int8", "auto")):
+        with pytest.raises(ConfigurationError, match="run on a CPU"):
+            candidates(*asked, parameters=LARGE, on_cpu=False, has_int8=True)
+
+
+def test_a_model_that_is_not_folded_runs_in_torch_alone(tmp_path: Path) -> None:
+    folder = str(save_dinov2(tmp_path))
+    half = Encoder.from_pretrained(folder, device="cpu", precision="bf16")
+    assert (half.backend, half.precision) == ("torch", "bfloat16")
+    assert next(half.model.parameters()).dtype == torch.bfloat16
+    with pytest.raises(ConfigurationError, match="backend openvino runs DINOv3 models"):
+        Encoder.from_pretrained(folder, device="cpu", backend="openvino")
+
+
+def test_the_fused_attention_of_gpus_computes_the_same(tmp_path: Path) -> None:
+    from dinoprobe.encoder.optimized import fold
+
+    encoder = Encoder.from_pretrained(str(save_vit(tmp_path)), device="cpu")
+    size = replace(encoder.preprocessing, size=(32, 32))
+    for pooling in ("cls", "cls+mean"):
+        options: dict[str, Any] = {"pooling": pooling, "dtype": torch.float32}
+        rows = [
+            fold(encoder.model, encoder.model_type, size, **options, fused=fused)(images())
+            for fused in (False, True)
+        ]
+        torch.testing.assert_close(rows[0], rows[1], atol=1e-5, rtol=1e-5)
