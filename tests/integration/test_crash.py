@@ -22,7 +22,7 @@ DRIVER = """
 import json, os, signal, sys, time
 import numpy as np, torch
 from dinoprobe.datasets import open_dataset
-from dinoprobe.engine import embed
+from dinoprobe.engine import Flush, embed
 from dinoprobe.preprocess import Preprocessing
 from dinoprobe.store import FeatureStore
 
@@ -41,7 +41,7 @@ class Slow:
 
 def work(images, store, out, pipe):
     result = embed(open_dataset(images), Slow(pipe), store=FeatureStore(store), batch_size=4,
-                   flush_rows=8, flush_seconds=0.05)
+                   flush=Flush(rows=8, seconds=0.05))
     with open(out, "w") as file:
         json.dump({"digest": result.content_digest(), "cached": result.cached,
                    "encoded": result.encoded, "embedded": result.embedded,

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from dinoprobe.engine import Embedding, Encoded, embed, encode, write_failures
+from dinoprobe.engine import Embedding, Encoded, Flush, embed, encode, write_failures
 from dinoprobe.engine import pipeline as pipeline_module
 from dinoprobe.errors import (
     ConfigurationError,
@@ -422,7 +422,7 @@ def test_rows_are_committed_on_the_way(store: FeatureStore) -> None:
             seen.append(-1)
 
     options: Any = {"store": store, "batch_size": 1, "progress": Watch()}
-    embed(dataset_of(numbered(30)), TinyEncoder(), flush_rows=10, **options)
+    embed(dataset_of(numbered(30)), TinyEncoder(), flush=Flush(rows=10), **options)
     assert sorted(set(seen)) == [-1, 0, 10, 20, 30]
 
 

@@ -6,7 +6,7 @@ calling thread does. Threads suffice because the decoders and torch release the 
 flight: two batches, two images a worker, and on a CPU a batch a worker and one more.
 """
 
-from dinoprobe.engine.embedding import Embedding, embed, write_failures
+from dinoprobe.engine.embedding import Embedding, Flush, embed, write_failures
 from dinoprobe.engine.pipeline import Encoded, EncoderLike, encode
 
-__all__ = ["Embedding", "Encoded", "EncoderLike", "embed", "encode", "write_failures"]
+__all__ = ["Embedding", "Encoded", "EncoderLike", "Flush", "embed", "encode", "write_failures"]

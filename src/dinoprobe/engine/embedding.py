@@ -13,10 +13,12 @@ import io
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, final
 
-from dinoprobe.engine.pipeline import RETRIED_KINDS, Auto, EncoderLike, Loaded, run
+from dinoprobe.engine.pipeline import TIMEOUT_S, Auto, EncoderLike, run
+from dinoprobe.engine.readers import RETRIED_KINDS, Loaded
 from dinoprobe.errors import MismatchError, StoreError
 from dinoprobe.files import write_atomic
 from dinoprobe.store import Entry, MemoryStore, Rows, RowStore
@@ -24,16 +26,26 @@ from dinoprobe.types import Dataset, Failure, Features, NoProgress, Progress, Sa
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Generator, Iterable, Sequence
 
     import numpy as np
     import numpy.typing as npt
 
+    from dinoprobe.engine.pipeline import Result
     from dinoprobe.store import KnownHashes
 
-FLUSH_ROWS = 4096
-FLUSH_SECONDS = 10.0
 _PASSES = 2  # the second one replaces stored rows that turned out to be damaged
+
+
+@dataclass(frozen=True, slots=True)
+class Flush:
+    """What is finished is committed after so many rows or seconds, whichever is first."""
+
+    rows: int = 4096
+    seconds: float = 10.0
+
+
+_FLUSH = Flush()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,26 +94,34 @@ def embed(
     store: RowStore | None = None,
     batch_size: int | Auto = "auto",
     workers: int | Auto = "auto",
+    timeout_s: float | None = TIMEOUT_S,
     progress: Progress | None = None,
-    flush_rows: int = FLUSH_ROWS,
-    flush_seconds: float = FLUSH_SECONDS,
+    flush: Flush = _FLUSH,
 ) -> Embedding:
     """The features of every image that can be used, and the failures, in the dataset's order.
 
     With a store, an image whose bytes are known under the encoder's fingerprint is not encoded
     again, and a file with an unchanged stamp is not even read. A decoding failure with an unchanged
-    stamp is listed again without a new try; a file that could not be read is tried each time. On
-    Ctrl-C, or any error, what is finished is committed before it goes on to the caller. Raises
-    StoreError, EncoderError and MismatchError.
+    stamp is listed again without a new try; a file that could not be read, or not within
+    `timeout_s`, is tried each time. On Ctrl-C, or any error, what is finished is committed before
+    it goes on to the caller. Raises StoreError, EncoderError, MismatchError and ConfigurationError.
     """
     started = time.perf_counter()
-    ledger = _Ledger(dataset, encoder, store or MemoryStore(), flush_rows, flush_seconds)
+    ledger = _Ledger(dataset, encoder, store or MemoryStore(), flush)
     progress = progress or NoProgress()
     samples = ledger.open()
     progress.start(len(dataset), len(ledger.hashes))
     progress.advance(0, len(ledger.failures))
+    read = partial(
+        run,
+        encoder=encoder,
+        wanted=ledger.claim,
+        batch_size=batch_size,
+        workers=workers,
+        timeout_s=timeout_s,
+    )
     for _ in range(_PASSES):
-        _work_off(samples, encoder, ledger, progress, batch_size=batch_size, workers=workers)
+        _work_off(samples, read, ledger, progress)
         rows = ledger.rows()
         samples = ledger.take_back(rows)
         if not samples:
@@ -127,18 +147,14 @@ def write_failures(path: str | os.PathLike[str], failures: Iterable[Failure]) ->
 
 def _work_off(
     samples: Sequence[Sample],
-    encoder: EncoderLike,
+    read: Callable[[Sequence[Sample]], Generator[Result, None, None]],
     ledger: _Ledger,
     progress: Progress,
-    *,
-    batch_size: int | Auto,
-    workers: int | Auto,
 ) -> None:
     if not samples:
         ledger.flush()
         return
-    results = run(samples, encoder, wanted=ledger.claim, batch_size=batch_size, workers=workers)
-    with closing(results):
+    with closing(read(samples)) as results:
         try:
             for loaded, row in results:
                 ledger.add(loaded, row)
@@ -160,8 +176,7 @@ class _Ledger:
     dataset: Dataset
     encoder: EncoderLike
     store: RowStore
-    flush_rows: int
-    flush_seconds: float
+    due: Flush
     hashes: dict[str, str] = field(default_factory=dict)
     failures: dict[str, Failure] = field(default_factory=dict)
     encoded: set[str] = field(default_factory=set)
@@ -209,8 +224,8 @@ class _Ledger:
             self.encoded.add(name)
             self._new_hashes.append(name)
             self._new_rows.append(row)
-        overdue = time.monotonic() - self._flushed_at >= self.flush_seconds
-        if len(self._new_entries) >= self.flush_rows or overdue:
+        overdue = time.monotonic() - self._flushed_at >= self.due.seconds
+        if len(self._new_entries) >= self.due.rows or overdue:
             self.flush()
 
     def flush(self) -> None:

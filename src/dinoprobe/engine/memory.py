@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    from dinoprobe.engine.pipeline import EncoderLike, Loaded
+    from dinoprobe.engine.pipeline import EncoderLike
+    from dinoprobe.engine.readers import Loaded
+
+
+def images_ahead(batch_size: int, workers: int) -> int:
+    """Images that reader threads may have prepared, or under way, before a batch takes them."""
+    return 2 * batch_size + 2 * workers
 
 
 class Batcher:

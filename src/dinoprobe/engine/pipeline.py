@@ -8,16 +8,17 @@ the batch is halved and the same rows are run again.
 from __future__ import annotations
 
 import os
-import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from itertools import chain, islice
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from dinoprobe.engine.memory import Batcher
-from dinoprobe.errors import ConfigurationError, ImageError
-from dinoprobe.types import Failure, Sample, Stamp, content_hash
+from dinoprobe.engine.memory import Batcher, images_ahead
+from dinoprobe.engine.pool import Pool, Task
+from dinoprobe.engine.readers import Loaded, Reading, load, read_ahead
+from dinoprobe.errors import ConfigurationError
+from dinoprobe.types import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -26,15 +27,17 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
+    from dinoprobe.types import Sample
+
     Result = tuple["Loaded", npt.NDArray[np.float32] | None]
 
 Auto = Literal["auto"]
 BATCH_SIZE_CPU, BATCH_SIZE_CUDA = 8, 128
 MAX_WORKERS = 16
-# What may go well the next time with the same bytes: another disk, another extra, more memory.
-RETRIED_KINDS = frozenset({"unreadable", "unsupported-format", "too-large"})
-_WAITING_PER_IMAGE = 16  # results without an image that may wait in order behind one with an image
-_YOUNG_NS = 2_000_000_000  # a file this young can change again without its stamp changing
+TIMEOUT_S = 120.0  # of one image; 200 megapixels take some 4 s
+# Results without an image that may wait in order, for each image of a batch: batches are full where
+# one image in 128 is new. A waiting result takes 0.3 kB.
+_WAITING_PER_IMAGE = 128
 
 
 class EncoderLike(Protocol):
@@ -72,37 +75,27 @@ class Encoded(NamedTuple):
     row: npt.NDArray[np.float32]
 
 
-class Loaded(NamedTuple):
-    """A sample that was read. `image` is None where it failed or its features are not wanted.
-
-    `more_frames` says that it is an animation or has pages, of which the first is used.
-    """
-
-    sample: Sample
-    stamp: Stamp | None = None
-    content_hash: str | None = None
-    image: torch.Tensor | None = None
-    failure: Failure | None = None
-    more_frames: bool = False
-
-
 def encode(
     samples: Iterable[Sample],
     encoder: EncoderLike,
     *,
     batch_size: int | Auto = "auto",
     workers: int | Auto = "auto",
+    timeout_s: float | None = TIMEOUT_S,
 ) -> Iterator[Encoded | Failure]:
     """One result per sample, in their order, a few batches ahead of the caller.
 
     Raises EncoderError when memory does not suffice for a single image; a broken image is a
-    `Failure` and stops nothing.
+    `Failure` and stops nothing. So is one that is not read and decoded within `timeout_s`, which
+    may be None, and ConfigurationError says when too many of those do not end.
     """
-    for loaded, row in run(samples, encoder, batch_size=batch_size, workers=workers):
-        if loaded.failure is not None or row is None or loaded.content_hash is None:
-            yield loaded.failure or Failure(loaded.sample.key, "unreadable", "no content")
-        else:
-            yield Encoded(loaded.sample.key, loaded.content_hash, row)
+    results = run(samples, encoder, batch_size=batch_size, workers=workers, timeout_s=timeout_s)
+    with closing(results):
+        for loaded, row in results:
+            if loaded.failure is not None or row is None or loaded.content_hash is None:
+                yield loaded.failure or Failure(loaded.sample.key, "unreadable", "no content")
+            else:
+                yield Encoded(loaded.sample.key, loaded.content_hash, row)
 
 
 def run(
@@ -112,80 +105,32 @@ def run(
     wanted: Callable[[str], bool] = lambda _: True,
     batch_size: int | Auto = "auto",
     workers: int | Auto = "auto",
+    timeout_s: float | None = TIMEOUT_S,
 ) -> Generator[Result, None, None]:
     """Each sample in order with its row, or with None where it failed or was not `wanted`.
 
     `wanted` is asked once for each sample that could be read, with its content hash, from several
-    threads; on False the image is not decoded.
+    threads; on False the image is not decoded. When the generator ends or is closed its threads
+    have ended, save those that hang.
     """
     from dinoprobe.preprocess import prepare
 
     size, threads = _batch_size(batch_size, encoder), _workers(workers)
     preprocessing = encoder.preprocessing
 
-    def load(sample: Sample) -> Loaded:
-        return _load(sample, lambda image: prepare(image, preprocessing), wanted)
+    def work(reading: Reading) -> Loaded:
+        return load(reading, lambda image: prepare(image, preprocessing), wanted)
 
-    loaded = _read_ahead(samples, load, threads, ahead=2 * size + 2 * threads)
-    try:
-        yield from _encoded(loaded, encoder, size, min(threads, _workers("auto")))
-    finally:
-        loaded.close()
-
-
-def _load(
-    sample: Sample, decode: Callable[[Any], torch.Tensor], wanted: Callable[[str], bool]
-) -> Loaded:
-    """Read, hash and, where wanted, decode one sample. The stamp is taken before the reading, so a
-    change in between shows at the next run.
-    """
-    from dinoprobe.preprocess import has_more_frames
-
-    try:
-        stamp = _lasting(sample.source.stamp())
-        content = sample.source.read()
-    except OSError as error:
-        return Loaded(sample, failure=Failure(sample.key, "unreadable", _text(error)))
-    name = content_hash(content)
-    more = isinstance(content, bytes) and has_more_frames(content)
-    loaded = Loaded(sample, stamp, name, more_frames=more)
-    if not wanted(name):
-        return loaded
-    try:
-        return loaded._replace(image=decode(content))
-    except ImageError as error:
-        return loaded._replace(failure=Failure(sample.key, error.kind, _text(error)))
-    except MemoryError:
-        reason = "not enough memory to decode it; use fewer workers"
-        return loaded._replace(failure=Failure(sample.key, "too-large", reason))
-
-
-def _lasting(stamp: Stamp | None) -> Stamp | None:
-    """The stamp, or None where the file is so young that a change might leave the stamp as it is:
-    file systems count time in steps of up to 2 s.
-    """
-    if stamp is None or time.time_ns() - stamp.mtime_ns < _YOUNG_NS:
-        return None
-    return stamp
-
-
-def _read_ahead(
-    samples: Iterable[Sample], load: Callable[[Sample], Loaded], workers: int, *, ahead: int
-) -> Generator[Loaded, None, None]:
-    """`load` of each sample, in order, with at most `ahead` of them under way or waiting."""
-    source = iter(samples)
-    pool = ThreadPoolExecutor(
-        workers, thread_name_prefix="dinoprobe-reader", initializer=single_threaded()
+    loaded = read_ahead(
+        samples,
+        work,
+        threads,
+        start=single_threaded(),
+        ahead=images_ahead(size, threads),
+        limit_s=_limit(timeout_s),
     )
-    pending: deque[Future[Loaded]] = deque()
-    try:
-        pending.extend(pool.submit(load, sample) for sample in islice(source, ahead))
-        while pending:
-            loaded = pending.popleft().result()
-            pending.extend(pool.submit(load, sample) for sample in islice(source, 1))
-            yield loaded
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    with closing(loaded):
+        yield from _encoded(loaded, encoder, size, min(threads, _workers("auto")))
 
 
 def single_threaded() -> Callable[[], None]:
@@ -216,13 +161,18 @@ def _encoded(
     """Batches in order; a first batch that is also the last one has the whole machine."""
     batches = _batches(loaded, size)
     encode_batch = Batcher(encoder, size)
-    first, second = next(batches, None), next(batches, None)
-    every = chain(*([batch] for batch in (first, second) if batch), batches)
-    if second is None or not _on_cpu(encoder) or getattr(encoder, "is_spread", False):
+
+    def encode_paired(batch: list[Loaded]) -> list[Result]:
+        return list(_paired(batch, encode_batch(batch)))
+
+    first = deque(islice(batches, 2))
+    one_by_one = len(first) < 2 or not _on_cpu(encoder) or getattr(encoder, "is_spread", False)
+    every = chain((first.popleft() for _ in range(len(first))), batches)
+    if one_by_one:
         for batch in every:
-            yield from _paired(batch, encode_batch(batch))
+            yield from encode_paired(batch)
     else:
-        yield from _in_lanes(every, encode_batch, lanes)
+        yield from _in_lanes(every, encode_paired, lanes)
 
 
 def _batches(loaded: Iterator[Loaded], size: int) -> Iterator[list[Loaded]]:
@@ -240,28 +190,23 @@ def _batches(loaded: Iterator[Loaded], size: int) -> Iterator[list[Loaded]]:
 
 
 def _in_lanes(
-    batches: Iterable[list[Loaded]], encode_batch: Batcher, lanes: int
+    batches: Iterator[list[Loaded]], work: Callable[[list[Loaded]], list[Result]], lanes: int
 ) -> Iterator[Result]:
     """Each core encodes a batch of its own, on one thread.
 
     A batch spread over the cores waits at every layer for the slowest one: on two cores that other
     processes used too, a small ViT did 8 images/s so, and 234 on one thread.
     """
-    pending: deque[tuple[list[Loaded], Future[npt.NDArray[np.float32]]]] = deque()
-    pool = ThreadPoolExecutor(
-        lanes, thread_name_prefix="dinoprobe-encoder", initializer=single_threaded()
-    )
-    source = iter(batches)
+    pool = Pool("dinoprobe-encoder", lanes, work, start=single_threaded())
+    pending: deque[Task[list[Loaded], list[Result]]] = deque()
     try:
         while True:
-            for batch in islice(source, lanes + 1 - len(pending)):
-                pending.append((batch, pool.submit(encode_batch, batch)))
+            pending.extend(map(pool.submit, islice(batches, lanes + 1 - len(pending))))
             if not pending:
                 return
-            batch, rows = pending.popleft()
-            yield from _paired(batch, rows.result())
+            yield from pool.result(pending.popleft())
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.close()
 
 
 def _on_cpu(encoder: EncoderLike) -> bool:
@@ -300,16 +245,20 @@ def _workers(workers: int | Auto) -> int:
     return _positive("workers", workers)
 
 
+def _limit(timeout_s: float | None) -> float | None:
+    if timeout_s is None:
+        return None
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not timeout_s > 0:
+        raise ConfigurationError(
+            f"timeout {timeout_s!r}: expected seconds, more than 0, or None for never. Leave it "
+            f"out for {TIMEOUT_S:g}."
+        )
+    return timeout_s
+
+
 def _positive(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigurationError(
             f"{name} {value!r}: expected a whole number of at least 1, or 'auto'. Leave it out."
         )
     return value
-
-
-def _text(error: Exception) -> str:
-    """The message on one line, as valid UTF-8: it names files."""
-    if isinstance(error, FileNotFoundError):
-        return "no such file. Check the path"
-    return " ".join(str(error).split()).encode("utf-8", "backslashreplace").decode()
