@@ -3,10 +3,20 @@
 Threads read, hash and decode ahead. On a CPU as many threads encode, a batch each; on a GPU the
 calling thread does. Threads suffice because the decoders and torch release the interpreter lock
 (1.9 times on two threads), and they cost no copies and no forks. Memory is bounded by the images in
-flight: two batches, two images a worker, and on a CPU a batch a worker and one more.
+flight, by the formula in `memory`, and a thread that hangs is given up.
 """
 
 from dinoprobe.engine.embedding import Embedding, Flush, embed, write_failures
+from dinoprobe.engine.memory import memory_bound
 from dinoprobe.engine.pipeline import Encoded, EncoderLike, encode
 
-__all__ = ["Embedding", "Encoded", "EncoderLike", "Flush", "embed", "encode", "write_failures"]
+__all__ = [
+    "Embedding",
+    "Encoded",
+    "EncoderLike",
+    "Flush",
+    "embed",
+    "encode",
+    "memory_bound",
+    "write_failures",
+]

@@ -1,9 +1,25 @@
-"""Batches within the memory there is: where it runs out, the same rows run in smaller ones."""
+"""What the pipeline holds at most, and batches within the memory there is.
+
+At its peak the pipeline holds, beside the encoder's weights and activations and whatever the number
+of images,
+
+    workers x (file + 8 p + 10 min(p, 4 million))           what decodes
+    + ((3 + lanes) x batch + 2 x workers) x prepared        what is ready, or in a batch
+    + lanes x batch x prepared                              batches as the encoder takes them
+    + 2 x (workers + lanes) x min(max(file, 4 p), 32 MiB)   what malloc keeps free
+
+bytes: p is the number of pixels of the largest image as it is decoded, `prepared` one image as the
+encoder takes it (0.15 MB at 224 x 224), a lane a thread that encodes. glibc's malloc keeps up to
+twice the largest block of at most 32 MiB for each thread. One that hangs and was given up keeps the
+share of one worker. benchmarks/memory.py measures it.
+
+Where memory runs out in an encoder, the same rows run in smaller batches.
+"""
 
 from __future__ import annotations
 
 from threading import Condition
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dinoprobe.errors import EncoderError
 
@@ -16,11 +32,56 @@ if TYPE_CHECKING:
 
     from dinoprobe.engine.pipeline import EncoderLike
     from dinoprobe.engine.readers import Loaded
+    from dinoprobe.preprocess import Preprocessing
+
+Kind = Literal["jpeg", "progressive", "other"]
+# Decoded 3, and 4 of Pillow's own, or of the resize (RGBA, or a channel as float32); 1 for its pass.
+_BYTES_PER_PIXEL = 8
+_EXPORT_BYTES = 10  # a strip of Pillow's pixels: 4, 3 as bytes, 3 joined
+_STRIP_PIXELS = 4_000_000
+_LARGEST_KEPT = 32 << 20  # glibc's DEFAULT_MMAP_THRESHOLD_MAX
+_COEFFICIENT_BYTES = 6  # 16 bits a colour, of the whole file at whatever scale, where progressive
 
 
 def images_ahead(batch_size: int, workers: int) -> int:
     """Images that reader threads may have prepared, or under way, before a batch takes them."""
     return 2 * batch_size + 2 * workers
+
+
+def images_in_flight(batch_size: int, workers: int, lanes: int) -> int:
+    """Prepared images that exist at one time at most: read ahead, or in a batch."""
+    return images_ahead(batch_size, workers) + (lanes + 1) * batch_size
+
+
+def memory_bound(
+    preprocessing: Preprocessing,
+    largest: tuple[int, int],
+    *,
+    file_bytes: int,
+    batch_size: int,
+    workers: int,
+    lanes: int,
+    kind: Kind = "jpeg",
+) -> int:
+    """Bytes by the formula above, for images of up to `largest` (height, width) in 8-bit colour.
+
+    Formats other than JPEG are not decoded at a reduced scale; transparency, palettes, more bits
+    and more bands take up to 32 bytes a pixel.
+    """
+    from dinoprobe.preprocess.resize import shrink_factor
+
+    height, width = largest
+    scale = 1 if kind == "other" else shrink_factor(height, width, preprocessing)
+    pixels = -(-height // scale) * -(-width // scale)
+    decoding = file_bytes + _BYTES_PER_PIXEL * pixels + _EXPORT_BYTES * min(pixels, _STRIP_PIXELS)
+    if kind == "progressive":
+        decoding += _COEFFICIENT_BYTES * height * width
+    prepared = 3 * preprocessing.size[0] * preprocessing.size[1]
+    if preprocessing.arithmetic == "exact":
+        prepared *= 4
+    count = images_in_flight(batch_size, workers, lanes) + lanes * batch_size
+    kept = 2 * (workers + lanes) * min(max(file_bytes, 4 * pixels), _LARGEST_KEPT)
+    return workers * decoding + count * prepared + kept
 
 
 class Batcher:

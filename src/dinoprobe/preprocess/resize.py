@@ -88,10 +88,18 @@ def resample(
         return _interpolate(image[None], size, mode)[0].contiguous()
     # One channel at a time gives the same bits and takes a third of the memory.
     channels = [
-        _interpolate(channel.contiguous()[None, None] * preprocessing.rescale, size, mode)[0, 0]
+        _interpolate(_rescaled(channel, preprocessing)[None, None], size, mode)[0, 0]
         for channel in image
     ]
     return torch.stack(channels)
+
+
+def _rescaled(channel: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """In place after the conversion: a product of uint8 and a number holds float32 twice."""
+    import torch
+
+    plane = channel.to(torch.float32, memory_format=torch.contiguous_format)
+    return plane.mul_(preprocessing.rescale)
 
 
 def _interpolate(image: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
