@@ -122,7 +122,7 @@ def rendered(folder: Path, counts: dict[str, int]) -> Path:
     return folder
 
 
-def subset(source: Path, target: Path, counts: dict[str, int], options: argparse.Namespace) -> None:
+def subset(source: Path, target: Path, counts: dict[str, int], seed: int) -> None:
     """Copies of as many images of each part, drawn by the seed."""
     rng = np.random.default_rng(seed)
     for part, count in counts.items():
