@@ -320,3 +320,20 @@ def test_the_fused_attention_of_gpus_computes_the_same(tmp_path: Path) -> None:
             for fused in (False, True)
         ]
         torch.testing.assert_close(rows[0], rows[1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("save", [save_vit, save_convnext, save_dinov2])
+def test_each_layer_is_compiled_and_nothing_else(
+    save: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    settings = EncoderSettings(name=str(save(tmp_path)), device="cpu", compiled=True)
+    encoder = open_encoder(settings)
+    plain = open_encoder(replace(settings, compiled=False))
+    batch = images(3, encoder.preprocessing.size[0])
+    np.testing.assert_array_equal(encoder.encode(batch), plain.encode(batch))
+    config = encoder.model.config
+    depth = sum(config.depths) if hasattr(config, "depths") else config.num_hidden_layers
+    assert len(compiled) == depth
+    assert encoder.fingerprint == plain.fingerprint

@@ -126,7 +126,7 @@ def test_what_a_large_model_needs_is_said_before_it_is_loaded(
     folder = str(save_vit(tmp_path))
     Encoder.from_pretrained(folder, device="cpu", say=said.append)
     assert said == []
-    monkeypatch.setattr("dinoprobe.encoder.encoder._SAID_BYTES", 1)
+    monkeypatch.setattr("dinoprobe.encoder.opening._SAID_BYTES", 1)
     Encoder.from_pretrained(folder, device="cpu", say=said.append)
     (sentence,) = said
     assert "million parameters" in sentence

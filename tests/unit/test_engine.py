@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -550,3 +551,24 @@ def test_lanes_that_share_too_little_memory_go_one_after_the_other() -> None:
     found = [r.row for r in encode(samples, Crowded(), batch_size=4) if isinstance(r, Encoded)]
     plain = [r.row for r in encode(samples, TinyEncoder(), batch_size=4) if isinstance(r, Encoded)]
     np.testing.assert_allclose(np.stack(found), np.stack(plain), rtol=0, atol=1e-6)
+
+
+def test_on_cuda_one_batch_is_copied_while_another_computes() -> None:
+    """Two threads, and not as many as there are cores."""
+    encoder: Any = TinyEncoder()
+    encoder.device = torch.device("cuda:0")
+    names: set[str] = set()
+    whole = encoder.encode
+
+    def encode_noted(batch: torch.Tensor) -> np.ndarray:
+        names.add(threading.current_thread().name)
+        idents.add(threading.get_ident())
+        time.sleep(0.01)
+        return whole(batch)
+
+    idents: set[int] = set()
+    encoder.encode = encode_noted
+    found = list(encode(dataset_of(numbered(40)).samples, encoder, batch_size=4, workers=4))
+    assert [item.key for item in found] == sorted(numbered(40))
+    assert names == {"dinoprobe-encoder"}
+    assert len(idents) == 2

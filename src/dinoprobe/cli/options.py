@@ -83,6 +83,12 @@ Precision = Annotated[
 Backend = Annotated[
     str, typer.Option(help="auto, torch, openvino or onnxruntime.", rich_help_panel=_ENCODER)
 ]
+Compiled = Annotated[
+    bool,
+    typer.Option(
+        "--compile", help="Have torch compile the layers: for a GPU.", rich_help_panel=_ENCODER
+    ),
+]
 Size = Annotated[
     int | None,
     typer.Option(

@@ -6,35 +6,24 @@ import hashlib
 import json
 from contextlib import nullcontext
 from dataclasses import dataclass
+from threading import local
 from typing import TYPE_CHECKING, Any, final
 
-from dinoprobe.encoder.backends.choice import (
-    DTYPE_OF_CLASS,
-    Choice,
-    candidates,
-    check_options,
-    refuse_unfolded,
-)
+from dinoprobe.encoder.backends.choice import Choice
 from dinoprobe.encoder.backends.selftest import first_sound
 from dinoprobe.encoder.defaults import default_preprocessing, patch_size
-from dinoprobe.encoder.forward import Forward, bytes_in_memory, can_fold, may_fold
-from dinoprobe.encoder.load import Source, load_model, open_source
-from dinoprobe.encoder.placement import (
-    Spread,
-    choose_device,
-    choose_dtype,
-    gigabytes,
-    refuse_too_large,
-)
+from dinoprobe.encoder.forward import Forward
+from dinoprobe.encoder.load import Source, open_source
+from dinoprobe.encoder.opening import Asked, own_precision, placed
 from dinoprobe.encoder.pooling import Pooling, choose_pooling
 from dinoprobe.encoder.reference import EncoderReference, locate
 from dinoprobe.encoder.rope import ROPES, set_rope
-from dinoprobe.errors import ConfigurationError, EncoderError
+from dinoprobe.errors import ConfigurationError
 from dinoprobe.preprocess.contract import check_patches
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -42,10 +31,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
+    from dinoprobe.encoder.placement import Spread
     from dinoprobe.preprocess import Preprocessing
 
 _FINGERPRINT_VERSION = 2
-_SAID_BYTES = 1_000_000_000  # models above this size say what they need before they are loaded
 # What of config.json changes a feature without changing a tensor's name or shape.
 _ARCHITECTURE = (
     "depths",
@@ -130,6 +119,7 @@ class Encoder:
         spread: Spread | str | None = None,
         rope: str = "float32",
         int8: Int8 | None = None,
+        compiled: bool = False,
         say: Callable[[str], None] = lambda _: None,
     ) -> Encoder:
         """The encoder of this name: a short name, a hub id (`owner/name@revision`), `timm:NAME`, a
@@ -143,9 +133,9 @@ class Encoder:
         `preprocessing` replaces the checkpoint's own (see `default_preprocessing`). `spread` puts a
         large model on several devices, in place of `device`: `"auto"`, or a `Spread` with limits.
         `rope` is `meta-bf16` for the rounded position frequencies of Meta's own files (see
-        `encoder.rope`). `int8` is a graph that was calibrated before, for that precision. `say`
-        gets sentences while it loads. Raises EncoderNotFoundError, AccessError, EncoderError or
-        ConfigurationError.
+        `encoder.rope`). `int8` is a graph that was calibrated before, for that precision.
+        `compiled` has torch compile each layer. `say` gets sentences while it loads. Raises
+        EncoderNotFoundError, AccessError, EncoderError or ConfigurationError.
         """
         reference = name if isinstance(name, EncoderReference) else locate(name, say=say)
         source = open_source(reference)
@@ -164,6 +154,7 @@ class Encoder:
             spread=spread,
             rope=rope,
             int8=int8,
+            compiled=compiled,
             say=say,
         )
         encoder.notes = (*notes, *encoder.notes)
@@ -187,7 +178,7 @@ class Encoder:
             raise ConfigurationError(msg)
         pooling = choose_pooling(options.get("pooling", "auto"), source.family.model_type)
         asked = Asked.of(options)
-        model, choices = _placed(source, reference.name, options, asked)
+        model, choices = placed(source, reference.name, options, asked)
         set_rope(model, rope)
         encoder = cls(
             model,
@@ -283,7 +274,9 @@ class Encoder:
         """
         import torch
 
-        with torch.inference_mode(), _full_float32(self.device):
+        with torch.inference_mode(), _full_float32(self.device), own_stream(self.device):
+            if self.device.type == "cuda":
+                images = images.pin_memory()  # from such memory a copy goes on beside the products
             images = images.to(self.device, non_blocking=True)
             rows = self._forward(images, self.preprocessing)
             features: npt.NDArray[np.float32] = rows.cpu().numpy()
@@ -320,85 +313,6 @@ class Encoder:
         return digest.hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What the user named of backend, precision and type."""
-
-    backend: str
-    precision: str
-    dtype: str
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Asked:
-        """From the options of `Encoder.from_source`. Raises ConfigurationError."""
-        names = (options.get(name, "auto") for name in ("backend", "precision", "dtype"))
-        asked = cls(*map(str, names))
-        check_options(asked.backend, asked.precision, asked.dtype)
-        return asked
-
-    def choices(
-        self, source: Source, device: torch.device, *, folds: bool, has_int8: bool
-    ) -> list[Choice]:
-        """What to try, the best first. A model that is not folded runs in one way."""
-        if self.dtype == "float16" or not folds:
-            refuse_unfolded(self.backend, self.precision, device)
-            name = DTYPE_OF_CLASS[self.precision] if self.precision != "auto" else self.dtype
-            dtype = choose_dtype(name, device)
-            return [Choice("torch", str(dtype).removeprefix("torch."))]
-        return candidates(
-            self.backend,
-            self.precision,
-            self.dtype,
-            parameters=source.parameters,
-            on_cpu=device.type == "cpu",
-            has_int8=has_int8,
-        )
-
-
-def _placed(
-    source: Source, name: str, options: Mapping[str, Any], asked: Asked
-) -> tuple[torch.nn.Module, list[Choice]]:
-    """The frozen model where it is to run, after checking that its weights fit there; and what may
-    run it.
-
-    A model that is to be folded is loaded in float32: the folded weights are rounded once.
-    """
-    import torch
-
-    spread: Spread | str | None = options.get("spread")
-    spread = Spread(spread) if isinstance(spread, str) else spread
-    say: Callable[[str], None] = options.get("say", lambda _: None)
-    device = choose_device(options.get("device", "auto"))
-    choose_dtype(asked.dtype, device)
-    folds = spread is None and may_fold(source.parameters, source.family, device)
-    has_int8 = options.get("int8") is not None
-    choices = asked.choices(source, device, folds=folds, has_int8=has_int8)
-    precision = choices[0].precision
-    needed, twice = bytes_in_memory(
-        source.parameters, source.family, device if spread is None else torch.device("meta"),
-        precision,
-    )  # fmt: skip
-    if needed >= _SAID_BYTES:
-        where = "several devices" if spread is not None else str(device)
-        millions = f"{source.parameters / 1e6:,.0f} million parameters"
-        copies = " for two copies" if twice else ""
-        say(f"{name}: {millions}, {gigabytes(needed)} in {precision}{copies}, on {where}")
-    dtype = getattr(torch, precision) if not folds else torch.float32
-    if spread is not None:
-        return load_model(source, dtype, spread), choices
-    refuse_too_large(name, source.parameters, precision, device, needed=needed if twice else None)
-    model = move(load_model(source, dtype), device)
-    if folds and not can_fold(model, source.family):  # for a setting of its config.json
-        choices = asked.choices(source, device, folds=False, has_int8=has_int8)
-        model = model.to(getattr(torch, choices[0].precision))
-    return model, choices
-
-
-def own_precision(model: torch.nn.Module) -> str:
-    """The type of its parameters: `float32`, `bfloat16`, `float16`."""
-    return str(next(model.parameters()).dtype).removeprefix("torch.")
-
-
 def input_device(model: torch.nn.Module) -> tuple[torch.device, bool]:
     """Where pixel values go, and whether accelerate has spread the model over several places."""
     import torch
@@ -418,14 +332,20 @@ def architecture(config: object) -> dict[str, Any]:
     }
 
 
-def move(model: torch.nn.Module, device: torch.device) -> torch.nn.Module:
-    """The model on the device. Raises EncoderError where its memory does not suffice."""
-    try:
-        return model.to(device)
-    except RuntimeError as error:
-        size = sum(parameter.nbytes for parameter in model.parameters()) / 1e9
-        msg = f"the model ({size:.1f} GB) can not be put on {device} ({error}). Use --device cpu."
-        raise EncoderError(msg) from error
+def own_stream(device: torch.device) -> AbstractContextManager[Any]:
+    """On CUDA a stream for each thread: one copies its batch while the other one computes."""
+    import torch
+
+    if device.type != "cuda":
+        return nullcontext()
+    streams = vars(_streams).setdefault("found", {})
+    if device not in streams:
+        streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    chosen: AbstractContextManager[Any] = torch.cuda.stream(streams[device])
+    return chosen
+
+
+_streams = local()
 
 
 def _full_float32(device: torch.device) -> AbstractContextManager[None]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, final
 
-from dinoprobe.encoder.backends.graphs import Built, Plan, build
+from dinoprobe.encoder.backends.graphs import Built, Plan, build, compile_layers
 from dinoprobe.encoder.pooling import Pooling, pool
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ class Forward:
         self.identity = identity
         self.int8 = int8
         self.is_folded = not is_spread and can_fold(model, family)
+        if choice.compiled and not self.is_folded:
+            compile_layers(model)
         self._made: dict[Any, Built] = {}
         self._lock = Lock()
 

@@ -22,6 +22,7 @@ class EncoderSettings:
     """Name and options of an encoder. `size_px`, `resize`, `bands` and `normalize` replace the
     checkpoint's own preprocessing where they are given; `exact` takes the processor's float
     arithmetic. `device_map` and `max_memory` (as on the command line) spread it over devices.
+    `compiled` has torch compile each layer, which takes up to a minute and pays on a GPU.
     """
 
     name: str
@@ -38,6 +39,7 @@ class EncoderSettings:
     rope: str = "float32"
     device_map: str | None = None
     max_memory: str | None = None
+    compiled: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -105,6 +107,7 @@ def open_encoder(
         spread=spread,
         rope=settings.rope,
         int8=int8,
+        compiled=settings.compiled,
         say=say,
     )
     encoder.notes = (*notes, *encoder.notes)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from dinoprobe.preprocess import Preprocessing
 
 Kind = Literal["jpeg", "progressive", "other"]
-# Decoded 3, and 4 of Pillow's own, or of the resize (RGBA, or a channel as float32); 1 for its pass.
+# Decoded 3, and 4 of Pillow's own or of the resize (RGBA, a channel as float32); 1 for its pass.
 _BYTES_PER_PIXEL = 8
 _EXPORT_BYTES = 10  # a strip of Pillow's pixels: 4, 3 as bytes, 3 joined
 _STRIP_PIXELS = 4_000_000

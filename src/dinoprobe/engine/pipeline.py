@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Auto = Literal["auto"]
 BATCH_SIZE_CPU, BATCH_SIZE_CUDA = 8, 128
+LANES_CUDA = 2  # one batch is copied and fetched while the other one computes
 MAX_WORKERS = 16
 TIMEOUT_S = 120.0  # of one image; 200 megapixels take some 4 s
 # Results without an image that may wait in order, for each image of a batch: batches are full where
@@ -62,7 +63,7 @@ class EncoderLike(Protocol):
     def encode(self, images: torch.Tensor) -> npt.NDArray[np.float32]:
         """`(n, 3, height, width)` as `prepare` gives it to `(n, dimension)` float32.
 
-        Called from several threads at once, unless its `device` is something else than a CPU or it
+        Called from several threads at once, unless its `device` is neither a CPU nor CUDA or it
         has `is_spread` set.
         """
 
@@ -166,13 +167,16 @@ def _encoded(
         return list(_paired(batch, encode_batch(batch)))
 
     first = deque(islice(batches, 2))
-    one_by_one = len(first) < 2 or not _on_cpu(encoder) or getattr(encoder, "is_spread", False)
+    on_cuda = _device(encoder).startswith("cuda")
+    one_by_one = (
+        len(first) < 2 or not (on_cuda or _on_cpu(encoder)) or getattr(encoder, "is_spread", False)
+    )
     every = chain((first.popleft() for _ in range(len(first))), batches)
     if one_by_one:
         for batch in every:
             yield from encode_paired(batch)
     else:
-        yield from _in_lanes(every, encode_paired, lanes)
+        yield from _in_lanes(every, encode_paired, LANES_CUDA if on_cuda else lanes)
 
 
 def _batches(loaded: Iterator[Loaded], size: int) -> Iterator[list[Loaded]]:
@@ -210,7 +214,11 @@ def _in_lanes(
 
 
 def _on_cpu(encoder: EncoderLike) -> bool:
-    return str(getattr(encoder, "device", "cpu")).startswith("cpu")
+    return _device(encoder).startswith("cpu")
+
+
+def _device(encoder: EncoderLike) -> str:
+    return str(getattr(encoder, "device", "cpu"))
 
 
 def _paired(waiting: Sequence[Loaded], rows: npt.NDArray[np.float32]) -> Iterator[Result]:

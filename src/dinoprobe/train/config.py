@@ -106,6 +106,7 @@ def _check_encoder(settings: EncoderSettings) -> None:
         **dict.fromkeys(("pooling", "device", "dtype", "precision", "backend", "rope"), (str,)),
         **dict.fromkeys(("normalize", "device_map", "max_memory", "resize"), (str, NoneType)),
         "exact": (bool,),
+        "compiled": (bool,),
         "size_px": (int, NoneType),
     }
     for name, types in expected.items():

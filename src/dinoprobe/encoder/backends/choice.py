@@ -27,10 +27,13 @@ _EXTRA = {"openvino": ("the OpenVINO backend", "cpu"), "onnxruntime": ("ONNX Run
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One way to run the model. `precision` is float32, bfloat16, float16 or int8."""
+    """One way to run the model. `precision` is float32, bfloat16, float16 or int8; `compiled` has
+    torch compile each layer.
+    """
 
     backend: str
     precision: str
+    compiled: bool = False
 
 
 def check_options(backend: str, precision: str, dtype: str) -> None:

@@ -59,7 +59,10 @@ class Plan:
 def build(plan: Plan, choice: Choice) -> Built:
     """The thing to call, from the cache where it has been made before."""
     if choice.backend == "torch":
-        return folded(plan, choice.precision)
+        module = folded(plan, choice.precision)
+        if choice.compiled:
+            compile_layers(module)
+        return module
     if choice.backend == "onnxruntime":
         from dinoprobe.encoder.backends import onnxruntime
 
@@ -101,6 +104,27 @@ def folded(plan: Plan, precision: str, *, packed: bool | None = None) -> torch.n
         packed=can_pack(device, dtype) if packed is None else packed,
         fused=device.type != "cpu",
     )
+
+
+def compile_layers(model: torch.nn.Module) -> None:
+    """Have torch compile each repeated layer, in place, when it first runs.
+
+    Layers share one compilation, so this takes seconds where the whole model takes minutes.
+    """
+    import torch
+
+    for part in model.modules():
+        if isinstance(part, torch.nn.ModuleList):
+            for layer in part:
+                if not isinstance(layer, torch.nn.ModuleList) and not _has_lists(layer):
+                    layer.compile()
+
+
+def _has_lists(layer: torch.nn.Module) -> bool:
+    """Whether it is a stage, whose layers are compiled and not it."""
+    import torch
+
+    return any(isinstance(part, torch.nn.ModuleList) for part in layer.modules())
 
 
 def stored(plan: Plan, maker: str, write: Callable[[Plan, Path], None]) -> Path:

@@ -16,6 +16,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dinoprobe.encoder.backends.choice import Choice
 from dinoprobe.encoder.backends.graphs import Plan, build, key, made_by
 from dinoprobe.errors import EncoderError, FormatError
 from dinoprobe.files import WriteError, read_json, user_cache, write_json
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     import torch
 
-    from dinoprobe.encoder.backends.choice import Choice
     from dinoprobe.encoder.backends.graphs import Built
 
 # 1 - cosine in the mean. Measured: 1e-12 and 3e-5; a wrong token gives 1e-3.
@@ -75,10 +75,7 @@ def first_sound(
     reference = _Reference(plan, plain)
     reasons: list[str] = []
     for choice in choices:
-        if choice.precision not in LIMITS or (choice.backend, choice.precision) == (
-            "torch",
-            "float32",
-        ):
+        if choice.precision not in LIMITS or choice == Choice("torch", "float32"):
             return Chosen(choice, None, tuple(reasons))
         built, distance = _distance(choice, reference, reasons)
         if distance is not None and distance <= LIMITS[choice.precision]:
@@ -147,7 +144,7 @@ def _device(plan: Plan) -> torch.device:
 
 def _key(plan: Plan, choice: Choice) -> str:
     described: dict[str, Any] = {
-        "choice": [choice.backend, choice.precision],
+        "choice": [choice.backend, choice.precision, choice.compiled],
         "device": str(_device(plan)),
         "processor": _processor(),
         "versions": versions(),
