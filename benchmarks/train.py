@@ -26,6 +26,7 @@ import numpy as np
 from jobs import (
     DOCUMENT,
     RESULTS,
+    Neighbours,
     dinoprobe,
     import_all,
     machine,
@@ -139,16 +140,20 @@ def compare(images: str, encoder: str, options: argparse.Namespace) -> dict[str,
     """The sides in turn, and their medians."""
     seconds: dict[str, list[float]] = {}
     whole: dict[str, list[float]] = {}
+    others: dict[str, list[float | None]] = {}
     figures: dict[str, dict[str, Any]] = {}
     for _ in range(options.rounds):
         for name in ("tutorial", *PRECISIONS):
             arguments = ["--side", name, images, encoder, "--seed", str(options.seed)]
-            figures[name], process = timed_process([__file__, *arguments])
+            with Neighbours() as neighbours:
+                figures[name], process = timed_process([__file__, *arguments])
+            others.setdefault(name, []).append(neighbours.cores)
             seconds.setdefault(name, []).append(figures[name].pop("seconds"))
             if name != "tutorial":
                 process = command_line(images, encoder, name)
             whole.setdefault(name, []).append(process)
-            print(f"{name}: {seconds[name][-1]:.1f} s, whole process {process:.1f} s, {encoder}")
+            what = f"{seconds[name][-1]:.1f} s, whole process {process:.1f} s"
+            print(f"{name}: {what}, others {neighbours.cores} cores", flush=True)
     values = {
         name: {
             **figures[name],
@@ -156,6 +161,7 @@ def compare(images: str, encoder: str, options: argparse.Namespace) -> dict[str,
             "process_seconds": statistics.median(whole[name]),
             "seconds_of_rounds": seconds[name],
             "process_seconds_of_rounds": whole[name],
+            "cores_of_others": others[name],
         }
         for name in figures
     }
