@@ -1,11 +1,13 @@
 import csv
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
 import time
 import types
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,7 @@ import torch
 
 from dinoprobe.engine import Embedding, Encoded, Flush, embed, encode, write_failures
 from dinoprobe.engine import pipeline as pipeline_module
+from dinoprobe.engine.memory import images_in_flight
 from dinoprobe.errors import (
     ConfigurationError,
     EncoderError,
@@ -231,6 +234,14 @@ def test_another_error_of_the_encoder_is_not_swallowed() -> None:
         list(encode(dataset_of(numbered(3)).samples, encoder))
 
 
+@pytest.mark.parametrize("value", [0, -1, float("nan"), True, "long"])
+def test_a_wrong_timeout_is_refused(value: Any) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"timeout .*expected seconds, more than 0, or None"
+    ):
+        list(encode([], TinyEncoder(), timeout_s=value))
+
+
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "many"])
 def test_wrong_sizes_are_refused(value: Any) -> None:
     with pytest.raises(ConfigurationError, match="batch size"):
@@ -283,8 +294,6 @@ def test_a_second_run_reads_decodes_and_encodes_nothing(
 
 
 def test_a_young_file_is_read_again_but_not_decoded(store: FeatureStore, decoder: Decoder) -> None:
-    import time
-
     contents, now = numbered(4), time.time_ns()
     embed(dataset_of(contents, age=now), TinyEncoder(), store=store)
     decoder.decoded.clear()
@@ -568,7 +577,287 @@ def test_on_cuda_one_batch_is_copied_while_another_computes() -> None:
 
     idents: set[int] = set()
     encoder.encode = encode_noted
-    found = list(encode(dataset_of(numbered(40)).samples, encoder, batch_size=4, workers=4))
-    assert [item.key for item in found] == sorted(numbered(40))
+    samples = dataset_of(numbered(40)).samples
+    found = list(encode(samples, encoder, batch_size=4, workers=4))
+    assert [item.key for item in found] == [sample.key for sample in samples]
     assert names == {"dinoprobe-encoder"}
     assert len(idents) == 2
+
+
+# What hangs
+
+
+TIMEOUT_S = 0.5
+
+
+def engine_threads() -> list[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name.startswith("dinoprobe-")]
+
+
+@pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    """What hangs waits here; opened at the end, so that no thread outlives its test."""
+    made = threading.Event()
+    yield made
+    made.set()
+    for thread in engine_threads():
+        thread.join(10)
+    assert engine_threads() == []
+
+
+class Hanging(Memory):
+    """A read that does not come back before the gate is opened."""
+
+    def __init__(self, content: bytes, gate: threading.Event) -> None:
+        super().__init__(content, Stamp(9, 1))
+        self.gate, self.thread = gate, threading.current_thread()
+
+    def read(self) -> bytes:
+        self.thread = threading.current_thread()
+        self.gate.wait()
+        return super().read()
+
+
+def hang_on(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, content: bytes, gate: threading.Event
+) -> None:
+    """Decoding this content waits for the gate."""
+
+    def slow(image: Any, preprocessing: object) -> torch.Tensor:
+        if image == content:
+            gate.wait()
+        return decoder(image, preprocessing)
+
+    monkeypatch.setattr(sys.modules["dinoprobe.preprocess"], "prepare", slow)
+
+
+def with_hanging(dataset: Dataset, gate: threading.Event, *rows: int) -> list[Sample]:
+    samples = list(dataset.samples)
+    for row in rows:
+        content = samples[row].source.content  # type: ignore[attr-defined]
+        samples[row] = samples[row]._replace(source=Hanging(content, gate))
+    return samples
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_what_hangs_becomes_a_failure_and_the_run_goes_on(
+    workers: int, gate: threading.Event, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one worker the last ones wait in line for longer than the limit, and are not late."""
+    hang_on(decoder, monkeypatch, image(9), gate)
+    samples = with_hanging(dataset_of(numbered(30)), gate, 3, 20)
+    results = list(
+        encode(samples, TinyEncoder(), batch_size=4, workers=workers, timeout_s=TIMEOUT_S)
+    )
+    assert [result.key for result in results] == [sample.key for sample in samples]
+    failures = [result for result in results if isinstance(result, Failure)]
+    assert [failure.key for failure in failures] == [samples[row].key for row in (3, 9, 20)]
+    assert {failure.kind for failure in failures} == {"timeout"}
+    assert failures[0].reason.startswith("not decoded within 0.5 s; ")
+    assert len(engine_threads()) == 3, "only those that hang are left"
+
+
+def test_a_late_sample_and_its_copies_are_tried_again_the_next_time(
+    store: FeatureStore,
+    gate: threading.Event,
+    decoder: Decoder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hang_on(decoder, monkeypatch, image(2), gate)
+    contents = numbered(5) | {"copy": image(2)}
+    first = embed(dataset_of(contents), TinyEncoder(), store=store, workers=1, timeout_s=TIMEOUT_S)
+    assert [(f.key, f.kind) for f in first.features.failures] == [
+        ("c0002.jpg", "timeout"),
+        ("copy", "timeout"),
+    ]
+    assert (first.embedded, first.encoded, first.notes) == (4, 4, ())
+    gate.set()
+    again = embed(dataset_of(contents), TinyEncoder(), store=store)
+    assert (again.embedded, again.encoded, again.failed) == (6, 1, 0)
+
+
+def test_a_result_that_comes_late_is_dropped_and_claims_no_image(gate: threading.Event) -> None:
+    """Its copy is read after it was given up, and after it has come to its end."""
+    late = Hanging(image(0), gate)
+
+    class Copy(Memory):
+        def read(self) -> bytes:
+            gate.set()
+            late.thread.join(10)
+            assert not late.thread.is_alive()
+            return super().read()
+
+    contents = numbered(12)
+    samples = list(dataset_of(contents).samples)
+    samples[0] = samples[0]._replace(source=late)
+    samples.append(Sample("copy", Copy(image(0))))
+    result = embed(
+        Dataset("here", samples, ()),
+        TinyEncoder(),
+        batch_size=2,
+        workers=1,
+        timeout_s=TIMEOUT_S,
+    )
+    assert [(f.key, f.kind) for f in result.features.failures] == [("c0000.jpg", "timeout")]
+    assert (result.embedded, result.encoded, result.notes) == (12, 12, ())
+
+
+def test_too_many_that_hang_end_the_run(gate: threading.Event) -> None:
+    samples = with_hanging(dataset_of(numbered(12)), gate, *range(12))
+    with pytest.raises(ConfigurationError, match=r"^c0004.jpg: one of 5 images .* at most 4 at"):
+        list(encode(samples, TinyEncoder(), batch_size=2, workers=1, timeout_s=0.1))
+    assert len(engine_threads()) <= 6
+
+
+def test_without_a_timeout_a_slow_sample_is_waited_for(gate: threading.Event) -> None:
+    samples = with_hanging(dataset_of(numbered(5)), gate, 2)
+    threading.Timer(0.3, gate.set).start()
+    results = list(encode(samples, TinyEncoder(), timeout_s=None))
+    assert {type(result) for result in results} == {Encoded}
+
+
+# How it ends
+
+
+def broken_source() -> Iterator[Sample]:
+    yield from dataset_of(numbered(30)).samples
+    raise OSError("the listing broke")
+
+
+def fail_at(batch: int, error: BaseException) -> TinyEncoder:
+    encoder = TinyEncoder()
+    honest = encoder.encode
+
+    def encode_or_fail(images: torch.Tensor) -> npt.NDArray[np.float32]:
+        if len(encoder.batches) >= batch:
+            raise error
+        return honest(images)
+
+    encoder.encode = encode_or_fail  # type: ignore[method-assign]
+    return encoder
+
+
+@pytest.mark.parametrize(
+    ("samples", "encoder", "raised"),
+    [
+        (dataset_of(numbered(60)).samples, TinyEncoder(), None),
+        (broken_source(), TinyEncoder(), OSError),
+        (dataset_of(numbered(60)).samples, fail_at(0, RuntimeError("bug")), RuntimeError),
+        (dataset_of(numbered(60)).samples, fail_at(6, RuntimeError("bug")), RuntimeError),
+        (dataset_of(numbered(60)).samples, fail_at(6, KeyboardInterrupt()), KeyboardInterrupt),
+    ],
+)
+def test_no_thread_is_left_when_it_ends(
+    samples: Any, encoder: TinyEncoder, raised: type[BaseException] | None
+) -> None:
+    results = encode(samples, encoder, batch_size=4, workers=3)
+    if raised is None:
+        assert len(list(results)) == 60
+    else:
+        with pytest.raises(raised):
+            list(results)
+    assert engine_threads() == []
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_no_thread_is_left_when_the_consumer_stops(error: type[BaseException]) -> None:
+    def consume() -> None:
+        for number, _ in enumerate(encode(dataset_of(numbered(60)).samples, TinyEncoder())):
+            if number == 20:
+                assert engine_threads()
+                raise error
+
+    with pytest.raises(error):
+        consume()
+    assert engine_threads() == []
+
+
+def test_ctrl_c_does_not_wait_for_a_long_batch(store: FeatureStore, gate: threading.Event) -> None:
+    """The signal comes while the third batch is encoded, which would take for ever."""
+    encoder = TinyEncoder()
+    honest = encoder.encode
+    main = threading.main_thread().ident or 0
+
+    def slow(images: torch.Tensor) -> npt.NDArray[np.float32]:
+        if len(encoder.batches) == 2:
+            signal.pthread_kill(main, signal.SIGINT)
+            while not gate.is_set():
+                torch.mm(images[0, 0].float(), images[0, 0].float())
+        return honest(images)
+
+    encoder.encode = slow  # type: ignore[method-assign]
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        embed(dataset_of(numbered(60)), encoder, store=store, batch_size=4, workers=1)
+    assert time.monotonic() - start < 5
+    assert engine_threads() == []
+    assert store.verify("ab" * 16).rows >= 4
+
+
+# Memory and batches
+
+
+class Live:
+    """Counts the prepared images that something still holds."""
+
+    def __init__(self, decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.decoder, self.lock = decoder, threading.Lock()
+        self.count = self.peak = 0
+        monkeypatch.setattr(sys.modules["dinoprobe.preprocess"], "prepare", self.prepare)
+
+    def prepare(self, image: Any, preprocessing: object) -> torch.Tensor:
+        made = self.decoder(image, preprocessing)
+        with self.lock:
+            self.count += 1
+            self.peak = max(self.peak, self.count)
+        weakref.finalize(made, self.gone)
+        return made
+
+    def gone(self) -> None:
+        with self.lock:
+            self.count -= 1
+
+
+@pytest.mark.parametrize(("batch_size", "workers"), [(4, 1), (4, 3), (16, 2)])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_prepared_images_never_exceed_the_stated_count(
+    batch_size: int,
+    workers: int,
+    device: str,
+    decoder: Decoder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A slow consumer, so that every queue is full; each row is looked at before the next."""
+    monkeypatch.setattr(
+        pipeline_module.os, "sched_getaffinity", lambda _: set(range(3)), raising=False
+    )
+    live, encoder = Live(decoder, monkeypatch), TinyEncoder()
+    encoder.device = device  # type: ignore[attr-defined]
+    lanes = 1 if device == "cuda" else workers
+    bound = images_in_flight(batch_size, workers, lanes)
+    results = encode(
+        dataset_of(numbered(12 * batch_size)).samples,
+        encoder,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    waiting = threading.Event()
+    for number, _ in enumerate(results):
+        if number % batch_size == 0:
+            waiting.wait(0.02)
+    assert 3 * batch_size <= live.peak <= bound
+    assert live.count == 0
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_failures_and_known_images_make_no_small_batches(workers: int, store: FeatureStore) -> None:
+    """One image in fifty is new; the others are known, broken or gone."""
+    embed(dataset_of(numbered(10), uri="known"), TinyEncoder(), store=store)
+    contents: dict[str, bytes | None] = {}
+    for i in range(1500):
+        other: bytes | None = (image(i % 10), b"bad%d" % i, None)[i % 3]
+        contents[f"k{i:04}"] = image(1000 + i) if i % 50 == 0 else other
+    encoder = TinyEncoder()
+    result = embed(dataset_of(contents), encoder, store=store, batch_size=8, workers=workers)
+    assert result.encoded == 30
+    assert sorted(encoder.batches, reverse=True) == [8, 8, 8, 6]
