@@ -80,7 +80,10 @@ class Dataset:
 
 
 class Failure(NamedTuple):
-    """An image that could not be used: counted, listed, never dropped silently."""
+    """An image that could not be used: counted, listed, never dropped silently.
+
+    `kind` is a word of those in docs/json.md, such as "unreadable", "timeout" or "truncated".
+    """
 
     key: str
     kind: str
