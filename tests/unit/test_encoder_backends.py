@@ -327,7 +327,11 @@ def test_each_layer_is_compiled_and_nothing_else(
     save: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled: list[torch.nn.Module] = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+
+    def note(self: torch.nn.Module) -> None:
+        compiled.append(self)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", note)
     settings = EncoderSettings(name=str(save(tmp_path)), device="cpu", compiled=True)
     encoder = open_encoder(settings)
     plain = open_encoder(replace(settings, compiled=False))

@@ -833,7 +833,7 @@ def test_prepared_images_never_exceed_the_stated_count(
     )
     live, encoder = Live(decoder, monkeypatch), TinyEncoder()
     encoder.device = device  # type: ignore[attr-defined]
-    lanes = 1 if device == "cuda" else workers
+    lanes = pipeline_module.LANES_CUDA if device == "cuda" else workers
     bound = images_in_flight(batch_size, workers, lanes)
     results = encode(
         dataset_of(numbered(12 * batch_size)).samples,
