@@ -22,7 +22,7 @@ from dinoprobe.bench.synthetic import write_photos
 from dinoprobe.bench.tutorial import BATCH, tutorial_features
 from dinoprobe.catalog import CHECKPOINTS, by_hub_id
 from dinoprobe.datasets import open_dataset
-from dinoprobe.encoder import Encoder, EncoderSettings, open_encoder
+from dinoprobe.encoder import Encoder, EncoderSettings, Int8, open_encoder
 from dinoprobe.encoder.families import FAMILIES
 from dinoprobe.engine import encode
 from dinoprobe.engine.pipeline import BATCH_SIZE_CPU, BATCH_SIZE_CUDA, Encoded, single_threaded
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from dinoprobe.types import Sample
 
 SCHEMA = "dinoprobe.bench-embed/1"
+_CALIBRATION = 64  # images for int8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +102,8 @@ def _prepared(bench: EmbedBench, place: Path, say: Callable[[str], None]) -> _Si
     settings = bench.encoder
     if bench.random_weights:
         settings = _random(settings, place / "weights")
-    encoder = open_encoder(settings, say=say)
+    int8 = _calibrated(settings, paths, place) if settings.precision == "int8" else None
+    encoder = open_encoder(settings, say=say, int8=int8)
     plain = _plain(settings, encoder) if bench.tutorial else None
     return _Sides(encoder, plain, paths, open_dataset(paths).samples, torch.get_num_threads())
 
@@ -143,6 +145,25 @@ def _random(settings: EncoderSettings, folder: Path) -> EncoderSettings:
         size = {"size": {"height": 224, "width": 224}}
         write_json(folder / "preprocessor_config.json", size)
     return replace(settings, name=str(folder))
+
+
+def _calibrated(settings: EncoderSettings, paths: Sequence[str], folder: Path) -> Int8:
+    """int8 for its speed alone: calibrated on these images, and judged by nothing."""
+    from dataclasses import replace
+
+    import torch
+
+    from dinoprobe.encoder.backends.int8 import graph_digest
+    from dinoprobe.preprocess import prepare
+
+    exact = open_encoder(replace(settings, precision="exact", backend="openvino", dtype="auto"))
+    images = [
+        prepare(Path(path).read_bytes(), exact.preprocessing) for path in paths[:_CALIBRATION]
+    ]
+    target = folder / "int8"
+    target.mkdir()
+    exact.quantize(torch.stack(images), target)
+    return Int8(target, graph_digest(target))
 
 
 def _plain(settings: EncoderSettings, encoder: Encoder) -> Encoder:
