@@ -21,9 +21,14 @@ DOCUMENT = ROOT / "docs" / "performance.md"
 RESULT = ROOT / "benchmarks" / "results" / "embed-cpu.json"
 START, END = "<!-- written by benchmarks/embed.py -->", "<!-- end -->"
 CONFIGURATIONS = [
-    ("vits16", "float32", 0.0), ("vits16", "bfloat16", 0.0), ("vits16", "bfloat16", 1.0),
-    ("vitb16", "float32", 0.0), ("vitb16", "bfloat16", 0.0),
-    ("convnext-tiny", "float32", 0.0), ("convnext-tiny", "bfloat16", 0.0),
+    ("vits16", "bf16", "openvino", 0.0), ("vits16", "bf16", "torch", 0.0),
+    ("vits16", "exact", "openvino", 0.0), ("vits16", "exact", "torch", 0.0),
+    ("vits16", "exact", "onnxruntime", 0.0), ("vits16", "int8", "openvino", 0.0),
+    ("vits16", "bf16", "openvino", 1.0),
+    ("vitb16", "bf16", "openvino", 0.0), ("vitb16", "bf16", "torch", 0.0),
+    ("vitb16", "exact", "openvino", 0.0), ("vitb16", "int8", "openvino", 0.0),
+    ("convnext-tiny", "bf16", "openvino", 0.0), ("convnext-tiny", "bf16", "torch", 0.0),
+    ("convnext-tiny", "exact", "openvino", 0.0), ("convnext-tiny", "exact", "torch", 0.0),
 ]  # fmt: skip
 
 
@@ -57,17 +62,21 @@ def machine() -> str:
     return f"{len(found)} x {found[0]}"
 
 
-def measure(name: str, dtype: str, large: float, options: argparse.Namespace) -> dict[str, Any]:
+def measure(
+    name: str, precision: str, backend: str, large: float, options: argparse.Namespace
+) -> dict[str, Any]:
     """One configuration; fewer images where each has 12 megapixels."""
     images = max(8, options.images // 4) if large else options.images
     command = [
         sys.executable, "-m", "dinoprobe", "bench", "embed", "--encoder", name, "--random-weights",
-        "--dtype", dtype, "--device", "cpu", "--large-share", str(large), "--images", str(images),
+        "--precision", precision, "--backend", backend, "--device", "cpu",
+        "--large-share", str(large), "--images", str(images),
         "--rounds", str(options.rounds), "--json", "--quiet",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     value: dict[str, Any] = json.loads(done.stdout)
-    print(f"{name} {dtype}: {value['images_per_second']:.1f} images/s", file=sys.stderr)
+    rate, ratio = value["images_per_second"], value["ratio_to_tutorial"]
+    print(f"{name} {precision} {backend}: {rate:.1f} images/s, {ratio:.2f} x", file=sys.stderr)
     return value
 
 
@@ -77,7 +86,7 @@ def write_document(result: dict[str, Any]) -> None:
     source = f"`{result['command']}`, {result['date']}, {result['machine']}"
     how = f"torch {first['versions']['torch']}; medians of {first['rounds']} interleaved rounds."
     columns = [
-        "encoder", "images", "precision", "images/s", "to the tutorial's loop",
+        "encoder", "images", "precision", "backend", "images/s", "to the tutorial's loop",
         "forward of the best matrix product", "pipeline of its bound", "1 - cosine, mean",
         "peak memory",
     ]  # fmt: skip
@@ -96,6 +105,7 @@ def row(entry: dict[str, Any]) -> str:
         entry["encoder"],
         kind,
         entry["precision"],
+        entry["backend"],
         f"{entry['images_per_second']:.1f}",
         f"{entry['ratio_to_tutorial']:.1f} x",
         f"{100 * entry['forward_share_of_ceiling']:.0f} %",

@@ -11,6 +11,7 @@ from dinoprobe.cli import options
 from dinoprobe.cli.console import Console
 
 if TYPE_CHECKING:
+    from dinoprobe.encoder import Encoder
     from dinoprobe.engine import Embedding
     from dinoprobe.types import Dataset
 
@@ -118,7 +119,7 @@ def embed(
         if failures is not None:
             passed_over = [Failure(key, "ignored", why) for key, why in dataset.ignored_files]
             write_failures(failures, [*done.features.failures, *passed_over])
-        document = _document(dataset, done, features_store.uri, loaded.name)
+        document = _document(dataset, done, features_store.uri, loaded)
         _show(console, done, document)
         for path in written:
             console.line(f"Written: {path}")
@@ -140,7 +141,7 @@ def _refuse_overwriting(data: str, *targets: str | None) -> None:
             raise ConfigurationError(msg)
 
 
-def _document(dataset: Dataset, done: Embedding, store: str, encoder: str) -> dict[str, Any]:
+def _document(dataset: Dataset, done: Embedding, store: str, encoder: Encoder) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "embedded": done.embedded,
@@ -148,7 +149,9 @@ def _document(dataset: Dataset, done: Embedding, store: str, encoder: str) -> di
         "failed": done.failed,
         "skipped": sum(dataset.ignored.values()),
         "store": store,
-        "encoder": encoder,
+        "encoder": encoder.name,
+        "backend": encoder.backend,
+        "precision": encoder.precision,
         "fingerprint": done.features.fingerprint,
         "content_digest": done.content_digest(),
         "images_per_second": done.images_per_second,
@@ -165,8 +168,9 @@ def _show(console: Console, done: Embedding, document: dict[str, Any]) -> None:
         f"{done.failed:,} failed, {document['skipped']:,} files skipped"
     )
     console.line(
-        f"{document['dimension']} dimensions; {done.encoded:,} images encoded in "
-        f"{done.seconds:.1f} s, {done.images_per_second:.1f} images/s"
+        f"{document['dimension']} dimensions, {document['precision']} by {document['backend']}; "
+        f"{done.encoded:,} images encoded in {done.seconds:.1f} s, "
+        f"{done.images_per_second:.1f} images/s"
     )
     for failure in done.features.failures[:_SHOWN_FAILURES]:
         console.line(f"  failed: {failure.key}: {failure.reason}")

@@ -188,6 +188,8 @@ def _summary(
     return {
         **outcome_summary(SCHEMA, run, classifier, outcome, context),
         "head": config.head,
+        "backend": classifier.encoder.backend,
+        "precision": classifier.encoder.precision,
         "embedded": embedding.embedded,
         "cached": embedding.cached,
     }
