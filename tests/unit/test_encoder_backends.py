@@ -254,6 +254,12 @@ def test_what_is_tried_when_something_was_named(
     assert [f"{choice.backend} {choice.precision}" for choice in found] == expected
 
 
+def test_a_convnext_is_tried_in_torch_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    choose(monkeypatch, fast=True, here=ALL)
+    found = candidates("auto", "exact", "auto", parameters=LARGE, is_convnext=True)
+    assert [choice.backend for choice in found] == ["torch", "openvino"]
+
+
 def test_without_bfloat16_in_the_cpu_openvino_is_not_asked_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

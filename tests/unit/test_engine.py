@@ -252,7 +252,7 @@ def test_wrong_sizes_are_refused(value: Any) -> None:
 
 def test_cuda_gets_larger_batches() -> None:
     encoder: Any = TinyEncoder()
-    assert pipeline_module._batch_size("auto", encoder) == 8
+    assert pipeline_module._batch_size("auto", encoder) == 4
     encoder.device = torch.device("cuda:0")
     assert pipeline_module._batch_size("auto", encoder) == 128
 

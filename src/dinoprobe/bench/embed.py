@@ -259,6 +259,7 @@ def _document(
     return {
         "schema": SCHEMA,
         "encoder": bench.encoder.name,
+        "pooling": encoder.pooling,
         "random_weights": bench.random_weights,
         "device": str(encoder.device),
         "backend": encoder.backend,

@@ -66,6 +66,7 @@ class Asked:
             self.precision,
             self.dtype,
             parameters=source.parameters,
+            is_convnext=source.family.is_convnext,
             on_cpu=device.type == "cpu",
             has_int8=has_int8,
         )

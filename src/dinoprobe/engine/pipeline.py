@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     Result = tuple["Loaded", npt.NDArray[np.float32] | None]
 
 Auto = Literal["auto"]
-BATCH_SIZE_CPU, BATCH_SIZE_CUDA = 8, 128
+BATCH_SIZE_CPU, BATCH_SIZE_CUDA = 4, 128
 LANES_CUDA = 2  # one batch is copied and fetched while the other one computes
 MAX_WORKERS = 16
 TIMEOUT_S = 120.0  # of one image; 200 megapixels take some 4 s

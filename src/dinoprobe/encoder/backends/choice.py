@@ -57,10 +57,13 @@ def candidates(
     dtype: str,
     *,
     parameters: int,
+    is_convnext: bool = False,
     on_cpu: bool = True,
     has_int8: bool = False,
 ) -> list[Choice]:
     """What to try for a folded model on this CPU, or on a GPU, the best first.
+
+    A ConvNeXt is faster in torch: its depthwise convolutions read channels last, OpenVINO's do not.
 
     With `dtype` the precision is that, and nothing else. Raises ConfigurationError for what no
     backend can do, MissingExtraError for a backend that is not installed.
@@ -71,6 +74,8 @@ def candidates(
     precisions = _precisions(precision, dtype, parameters)
     only = "openvino" if precisions == ["int8"] and backend == "auto" else backend
     backends = _backends(only, parameters)
+    if is_convnext and backend == "auto":
+        backends = sorted(backends, key="torch".__ne__)
     if precisions == ["int8"] and not has_int8:
         msg = (
             "int8 is calibrated on images of yours, and none were given here. Use it with "
