@@ -26,7 +26,6 @@ import numpy as np
 from jobs import (
     DOCUMENT,
     RESULTS,
-    Neighbours,
     dinoprobe,
     import_all,
     machine,
@@ -35,6 +34,8 @@ from jobs import (
     timed_process,
     write_between,
 )
+
+from dinoprobe.bench.neighbours import Neighbours
 
 RESULT = RESULTS / "train-cpu.json"
 START = "<!-- written by benchmarks/train.py -->"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dinoprobe.bench.limits import flops_of_image, matrix_ceiling
+from dinoprobe.bench.neighbours import Neighbours
 from dinoprobe.bench.synthetic import write_photos
 from dinoprobe.bench.tutorial import BATCH, tutorial_features
 from dinoprobe.catalog import CHECKPOINTS, by_hub_id
@@ -82,12 +83,14 @@ def run_embed_bench(
         sides = _prepared(bench, Path(place), say)
         rates: dict[str, list[float]] = {}
         rows = _warm_up(sides)
-        for number in range(bench.rounds):
-            say(f"round {number + 1} of {bench.rounds}")
-            for name, rate in _round(sides).items():
-                rates.setdefault(name, []).append(rate)
+        with Neighbours() as neighbours:
+            for number in range(bench.rounds):
+                say(f"round {number + 1} of {bench.rounds}")
+                for name, rate in _round(sides).items():
+                    rates.setdefault(name, []).append(rate)
         medians = {name: statistics.median(values) for name, values in rates.items()}
-        return _document(bench, sides, medians, rates, rows)
+        document = _document(bench, sides, medians, rates, rows)
+        return {**document, "cores_of_others": neighbours.cores}
 
 
 def _prepared(bench: EmbedBench, place: Path, say: Callable[[str], None]) -> _Sides:

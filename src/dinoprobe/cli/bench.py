@@ -105,6 +105,9 @@ def _show(console: Console, found: dict[str, Any]) -> None:
             ("  1 - cosine to it, mean", f"{1 - found['cosine_mean']:.1e}", ""),
             ("  1 - cosine to it, most", f"{1 - found['cosine_min']:.1e}", ""),
         ]
+    others = found["cores_of_others"]
+    if others is not None and others >= 0.1:
+        rows.append(("other processes used", f"{others:.2f}", "cores: repeat on a quiet machine"))
     if found["peak_memory_bytes"] is not None:
         rows.append(("peak memory", f"{found['peak_memory_bytes'] / 1e9:.2f}", "GB"))
     console.table(rows, right=[1])
