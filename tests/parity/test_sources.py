@@ -168,7 +168,11 @@ def test_features_are_those_of_the_source_itself(
     folder = tmp_path / "weights"
     folder.mkdir()
     encoder = Encoder.from_pretrained(
-        entry.write(folder, tensors), device="cpu", pooling="cls+mean"
+        entry.write(folder, tensors),
+        device="cpu",
+        dtype="float32",
+        backend="torch",
+        pooling="cls+mean",
     )
     generator = torch.Generator().manual_seed(2)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))

@@ -204,7 +204,7 @@ class Encoder:
             chosen = first_sound(
                 forward.plan(self.preprocessing),
                 choices,
-                lambda images: forward.plain(images, self.preprocessing),
+                lambda images: forward.plain(images.to(self.device), self.preprocessing),
                 asked=asked.backend != "auto" or asked.precision != "auto",
             )
         forward.choice = chosen.choice

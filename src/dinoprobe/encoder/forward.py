@@ -91,7 +91,6 @@ class Forward:
         from dinoprobe.preprocess import to_pixel_values
 
         parameter = next(self.model.parameters())
-        images = images.to(parameter.device)
         pixels = to_pixel_values(images, preprocessing, dtype=parameter.dtype, device=images.device)
         tokens = self.tokens(pixels)
         before = self.family.tokens_before_patches(self.model.config)
