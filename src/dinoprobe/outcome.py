@@ -203,7 +203,7 @@ def _head_facts(classifier: ImageClassifier) -> dict[str, object]:
 
 def _selection(events: Sequence[Mapping[str, Any]]) -> list[SelectionPoint]:
     return [
-        SelectionPoint(event["strength"], event["accuracy"])
+        SelectionPoint(event["strength"], event["accuracy"], option=event.get("option", "C"))
         for event in events
         if event["event"] == "selection"
     ]

@@ -390,6 +390,17 @@ def test_strengths_that_have_no_logarithm_are_left_out():
     assert "C = 10:" in text_of(render_report(make_input(selection=selection)))
 
 
+@pytest.mark.parametrize(
+    ("option", "axis"), [("alpha", "Strength alpha"), ("shrinkage", "Shrinkage")]
+)
+def test_selection_by_another_option(option: str, axis: str):
+    selection = [SelectionPoint(10.0**-i, 0.9 - i / 10, option=option) for i in range(3)]
+    head = {"name": "some head", option: 0.1}
+    page = render_report(make_input(selection=selection, head=head))
+    assert re.search(rf'class="chosen"[^>]*><title>{option} = 0.1:', page)
+    assert f"{axis} (larger: more regularised)" in text_of(page)
+
+
 def test_doubtful_labels_are_shown_and_capped():
     suspects = [Prediction(f"train/{i}.png", "cat", "dog", 0.9) for i in range(20)]
     page = render_report(

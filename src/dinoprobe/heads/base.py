@@ -7,7 +7,7 @@ head trained by gradient descent predict one class without a word.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -44,8 +44,13 @@ class Head(Protocol):
 
 
 class ProbeBase(ClassifierMixin, BaseEstimator):
-    """A scikit-learn classifier whose prediction is the most probable label. Abstract."""
+    """A scikit-learn classifier whose prediction is the most probable label. Abstract.
 
+    `selects` names the options that fit chooses on folds, for which it takes `groups` and `folds`;
+    what it chose for option `C` is `C_`.
+    """
+
+    selects: ClassVar[tuple[str, ...]] = ()
     classes_: npt.NDArray[Any]
     n_features_in_: int
 
@@ -95,18 +100,32 @@ def check_training(head: ProbeBase, X: npt.ArrayLike, y: npt.ArrayLike) -> tuple
 
     Raises HeadError for labels that are missing or of one class only, NonFiniteError for NaN.
     """
+    rows, labels = check_labelled(head, X, y)
+    classes, codes = np.unique(labels, return_inverse=True)
+    require_classes(head, classes, len(labels))
+    head.classes_ = classes
+    return rows, codes
+
+
+def check_labelled(
+    head: ProbeBase, X: npt.ArrayLike, y: npt.ArrayLike, *, reset: bool = True
+) -> tuple[Any, npt.NDArray[Any]]:
+    """Finite features `(n, d)` and labels; sets `n_features_in_`, or compares without `reset`."""
     floats = (np.float32, np.float64)
-    rows, labels = validate_data(head, X, y, dtype=floats, ensure_all_finite=False)
+    rows, labels = validate_data(head, X, y, reset=reset, dtype=floats, ensure_all_finite=False)
     _require_finite(head, rows)
     _require_labels(labels)
     check_classification_targets(labels)
-    head.classes_, codes = np.unique(labels, return_inverse=True)
-    if len(head.classes_) < 2:
+    return rows, labels
+
+
+def require_classes(head: ProbeBase, classes: npt.NDArray[Any], row_count: int) -> None:
+    """HeadError for fewer than two classes."""
+    if len(classes) < 2:
         raise HeadError(
-            f"All {len(labels)} training rows have one class, {head.classes_.tolist()[0]!r}; "
+            f"All {row_count} training rows have one class, {classes.tolist()[0]!r}; "
             f"{type(head).__name__} needs at least 2 classes. Add images of another class."
         )
-    return rows, codes
 
 
 def check_features(head: ProbeBase, X: npt.ArrayLike) -> Float64s:

@@ -51,6 +51,31 @@ def group_codes(groups: Sequence[Any] | None, row_count: int) -> Codes:
     return np.array([known.setdefault(key, len(known)) for key in keys], dtype=np.intp)
 
 
+def assign_folds(
+    codes: Codes,
+    groups: Sequence[Any] | None,
+    folds: npt.ArrayLike | None,
+    fold_count: int,
+    seed: int,
+) -> tuple[Codes, str]:
+    """The fold of each row, as given or dealt, and what such folds are called."""
+    if folds is not None:
+        return check_folds(folds, len(codes)), "given"
+    return deal_folds(codes, groups, fold_count, seed), "stratified"
+
+
+def in_words(folds: Codes, codes: Codes, origin: str) -> str:
+    """How many folds judge: "5 stratified folds"."""
+    count = sum(1 for _ in split_folds(folds, codes))
+    return f"{count} {origin} fold{'s' if count > 1 else ''}"
+
+
+def check_fold_count(fold_count: int) -> None:
+    """HeadError for fewer than two folds."""
+    if fold_count < 2:
+        raise HeadError(f"cv is {fold_count}; expected at least 2 folds.")
+
+
 def check_folds(folds: npt.ArrayLike, row_count: int) -> Codes:
     """Given folds as integers `(n,)`, or HeadError."""
     array = np.asarray(folds)

@@ -18,7 +18,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from dinoprobe.errors import HeadError
 from dinoprobe.heads.base import LinearBase, check_training, softmax
-from dinoprobe.heads.folds import check_folds, deal_folds, split_folds
+from dinoprobe.heads.folds import assign_folds, in_words, split_folds
 from dinoprobe.heads.solver import prepare, solve_path, to_feature_space
 from dinoprobe.heads.threads import one_blas_thread
 
@@ -50,6 +50,8 @@ class LogisticProbe(LinearBase):
     `converged_`, whether the final fit met `tol` within `max_iter` (a ConvergenceWarning says when
     not); `coef_` and `intercept_` for features as they come, the standardisation folded in.
     """
+
+    selects = ("C",)
 
     def __init__(
         self,
@@ -118,10 +120,7 @@ class LogisticProbe(LinearBase):
         if len(Cs) == 1:
             self.C_, self.selection_ = Cs[0], "given"
             return
-        if folds is None:
-            assigned = deal_folds(codes, groups, self.cv, self.random_state)
-        else:
-            assigned = check_folds(folds, len(codes))
+        assigned, origin = assign_folds(codes, groups, folds, self.cv, self.random_state)
         parts = list(split_folds(assigned, codes))
         if not parts:
             self.C_ = DEFAULT_C
@@ -132,9 +131,7 @@ class LogisticProbe(LinearBase):
         self.cv_results_ = self._judge(X, codes, Cs, parts)
         best = _best(self.cv_results_)
         edge = ", at the edge of the path" if best in (0, len(Cs) - 1) else ""
-        origin = "stratified" if folds is None else "given"
-        self.C_ = Cs[best]
-        self.selection_ = f"{len(parts)} {origin} fold{'s' if len(parts) > 1 else ''}{edge}"
+        self.C_, self.selection_ = Cs[best], in_words(assigned, codes, origin) + edge
 
     def _judge(
         self, X: Any, codes: Codes, Cs: list[float], parts: list[tuple[Codes, Codes]]

@@ -51,6 +51,8 @@ class KNNProbe(ProbeBase):
     chosen, in words.
     """
 
+    selects = ("k",)
+
     def __init__(self, k: int | Literal["auto"] = DEFAULT_K, *, temperature: float = 0.07) -> None:
         self.k = k
         self.temperature = temperature

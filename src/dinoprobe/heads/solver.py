@@ -69,7 +69,7 @@ def prepare(X: Floats, codes: npt.NDArray[np.intp], class_count: int) -> Problem
     """The problem of these rows, standardised and rotated, ready for any strength."""
     mean, scale = standardization(X)
     Z = ((X - mean) / scale).astype(np.float32)
-    variances, axes = _principal_axes(Z)
+    variances, axes = principal_axes(Z)
     rotated = Z @ axes.astype(np.float32)
     return Problem(rotated, codes, class_count, variances, axes, mean, scale)
 
@@ -100,7 +100,7 @@ def objective(problem: Problem, C: float, weights: Float64s, intercept: Float64s
     return _loss_and_gradient(problem, C, weights, intercept)[0]
 
 
-def _principal_axes(Z: Floats) -> tuple[Float64s, Float64s]:
+def principal_axes(Z: Floats) -> tuple[Float64s, Float64s]:
     """Variances `(r,)` and orthonormal axes `(d, r)`, from the smaller Gram."""
     n, d = Z.shape
     wide = n < d

@@ -147,6 +147,13 @@ def _bin_bars(
     return tuple(bars)
 
 
+_STRENGTHS = {
+    "C": "Strength C (larger: less regularised)",
+    "alpha": "Strength alpha (larger: more regularised)",
+    "shrinkage": "Shrinkage (larger: more regularised)",
+}
+
+
 def selection_chart(points: Sequence[SelectionPoint], chosen: float | None) -> Chart | None:
     """Cross-validation accuracy against strength on a logarithmic axis; None for under two points.
 
@@ -178,7 +185,7 @@ def selection_chart(points: Sequence[SelectionPoint], chosen: float | None) -> C
         y_ticks=tuple(
             Tick(y(v), percent(v, digits)) for v in _steps(y_low, min(y_high, 1), y_step)
         ),
-        x_name="Strength C (larger: less regularised)",
+        x_name=_STRENGTHS.get(usable[0].option, usable[0].option),
         y_name="Cross-validation accuracy",
         lines=(
             *_deviation_lines(usable, x, y),
@@ -205,7 +212,7 @@ def _marked(points: Sequence[SelectionPoint], chosen: float | None) -> Selection
 
 def _selection_text(p: SelectionPoint) -> str:
     spread = "" if p.deviation is None else f", standard deviation {percent(p.deviation)}"
-    return f"C = {p.strength:.3g}: {percent(p.accuracy)}{spread}"
+    return f"{p.option} = {p.strength:.3g}: {percent(p.accuracy)}{spread}"
 
 
 def _deviation_lines(

@@ -53,6 +53,8 @@ _ENCODER = {
 _HEAD = {
     "name": "Head",
     "strength": "Strength C",
+    "alpha": "Strength alpha",
+    "shrinkage": "Shrinkage",
     "temperature": "Temperature",
 }
 _RUN = {
@@ -241,7 +243,8 @@ def _media_type(image: bytes) -> str | None:
 
 
 def _training_parts(summary: ReportInput, figures: Figures) -> dict[str, object]:
-    strength = summary.head.get("strength")
+    found = [summary.head.get(name) for name in ("strength", "alpha", "shrinkage")]
+    strength = next((value for value in found if value is not None), None)
     chosen = float(strength) if isinstance(strength, (int, float)) else None
     return {
         "head_facts": wording.facts(summary.head, _HEAD),

@@ -36,11 +36,15 @@ class Baseline(NamedTuple):
 
 
 class SelectionPoint(NamedTuple):
-    """Mean cross-validation accuracy of the head at one strength of regularisation."""
+    """Mean cross-validation accuracy of the head at one strength of regularisation.
+
+    `option` is the head's name for the strength: C, alpha or shrinkage.
+    """
 
     strength: float
     accuracy: float
     deviation: float | None = None
+    option: str = "C"
 
 
 class EpochPoint(NamedTuple):
@@ -61,7 +65,7 @@ class ReportInput:
     - encoder: `id` (a name, a hub id or a folder), `commit`, `weights_digest`, `pooling`,
       `preprocessing`, `fingerprint`, `dimension`, `precision`, `model_type`,
       `hub_id` (None when not from the hub);
-    - head: `name`, `strength`, `temperature`;
+    - head: `name`, `strength`, `alpha`, `shrinkage`, `temperature`;
     - run: `protocol`, `seed`, `command`, `created`, `dataset_uri`, `dataset_digest`, `device`,
       `seconds`, `versions` (a mapping of library to version).
 

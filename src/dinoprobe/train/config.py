@@ -10,9 +10,8 @@ from dinoprobe.datasets import DataSettings
 from dinoprobe.encoder import EncoderSettings
 from dinoprobe.errors import ConfigurationError
 from dinoprobe.heads import (
-    KNNProbe,
     LinearProbe,
-    LogisticProbe,
+    SklearnProbe,
     check_options,
     head_from_name,
 )
@@ -149,7 +148,7 @@ def check_head(config: TrainConfig) -> None:
     if config.on_the_fly and isinstance(head, LinearProbe) and head.standardize:
         msg = "standardize needs all features at once, which on-the-fly training never has."
         raise ConfigurationError(msg)
-    if isinstance(head, (LinearProbe, LogisticProbe, KNNProbe)):
+    if not isinstance(head, SklearnProbe):
         check_options(head)
 
 

@@ -12,9 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from dinoprobe.audit import Suspect, suspicious_labels
 from dinoprobe.errors import DinoprobeError, HeadError
 from dinoprobe.heads import (
-    KNNProbe,
     LinearProbe,
-    LogisticProbe,
     SklearnProbe,
     head_from_name,
     with_random_state,
@@ -112,10 +110,8 @@ def fit_head(head: ProbeBase, training: Features, folds: npt.NDArray[np.intp]) -
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            if isinstance(head, (LogisticProbe, KNNProbe)):
-                fitted: ProbeBase = head.fit(training.X, training.y, folds=folds)
-            else:
-                fitted = head.fit(training.X, training.y)
+            options = {"folds": folds} if head.selects else {}
+            fitted: ProbeBase = head.fit(training.X, training.y, **options)
         except DinoprobeError:
             raise
         except (TypeError, ValueError, RuntimeError, AttributeError) as error:
@@ -129,10 +125,7 @@ def fit_head(head: ProbeBase, training: Features, folds: npt.NDArray[np.intp]) -
 def frozen_choice(head: ProbeBase) -> ProbeBase:
     """An unfitted copy whose selected hyper-parameters are fixed."""
     copy: ProbeBase = clone(head)
-    if isinstance(head, LogisticProbe):
-        copy.set_params(C=head.C_)
-    elif isinstance(head, KNNProbe):
-        copy.set_params(k=head.k_)
+    copy.set_params(**{name: getattr(head, f"{name}_") for name in head.selects})
     return copy
 
 
@@ -146,20 +139,26 @@ def _events(head: ProbeBase, say: Callable[[str], None]) -> list[dict[str, Any]]
         say(f"epoch {event['epoch']}: loss {event['loss']:.4g}")
     if not getattr(head, "converged_", True):
         say("The head did not converge: its figures may still move with more iterations.")
-    results = getattr(head, "cv_results_", None) or {"C": (), "accuracy": (), "log_loss": ()}
-    for C, accuracy, loss in zip(*(results[k] for k in ("C", "accuracy", "log_loss")), strict=True):
-        judged = {"accuracy": float(accuracy), "log_loss": float(loss)}
-        events.append({"event": "selection", "strength": float(C), **judged})
-    return events
+    return events + _selection_events(head)
+
+
+def _selection_events(head: ProbeBase) -> list[dict[str, Any]]:
+    results = getattr(head, "cv_results_", None)
+    if not results:
+        return []
+    option, *judged = results
+    return [
+        {"event": "selection", "option": option, "strength": float(value)}
+        | {name: float(results[name][row]) for name in judged}
+        for row, value in enumerate(results[option])
+    ]
 
 
 def chosen(head: ProbeBase) -> dict[str, Any]:
     """The hyper-parameters that were chosen, and how, as JSON values."""
-    found = {
-        "strength": getattr(head, "C_", None),
-        "k": getattr(head, "k_", None),
-        "selection": getattr(head, "selection_", None),
-    }
+    names = {"C": "strength"}
+    found = {names.get(name, name): getattr(head, f"{name}_", None) for name in head.selects}
+    found["selection"] = getattr(head, "selection_", None)
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -177,7 +176,8 @@ def _how(selection: str, what: str) -> str:
 def protocol(config: TrainConfig, parts: Partition, head: ProbeBase) -> str:
     """One sentence on how the figures came about."""
     selection = str(getattr(head, "selection_", ""))
-    how = _how(selection, "k" if isinstance(head, KNNProbe) else "strength")
+    names = {"C": "strength", "alpha": "strength"}
+    how = _how(selection, " ".join(names.get(name, name) for name in head.selects[:1]))
     if config.on_the_fly:
         how = f"trained on images augmented by {config.augment}"
     if "val" in parts.splits:
