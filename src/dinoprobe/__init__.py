@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from dinoprobe.engine import Embedding
     from dinoprobe.errors import DinoprobeError
     from dinoprobe.evaluation import Evaluation, evaluate
-    from dinoprobe.heads import KNNProbe, LinearProbe, LogisticProbe, SklearnProbe
+    from dinoprobe.heads import (
+        KNNProbe,
+        LDAProbe,
+        LinearProbe,
+        LogisticProbe,
+        PrototypeProbe,
+        RidgeProbe,
+        SklearnProbe,
+    )
     from dinoprobe.preprocess import Preprocessing
     from dinoprobe.store import FeatureStore
     from dinoprobe.types import Dataset, Failure, Features, Sample
@@ -40,10 +48,13 @@ _HOMES = {
     "Features": "types",
     "ImageClassifier": "classifier",
     "KNNProbe": "heads",
+    "LDAProbe": "heads",
     "LinearProbe": "heads",
     "LogisticProbe": "heads",
     "Prediction": "classifier",
     "Preprocessing": "preprocess",
+    "PrototypeProbe": "heads",
+    "RidgeProbe": "heads",
     "Sample": "types",
     "SklearnProbe": "heads",
     "embed": "api",
@@ -62,10 +73,13 @@ __all__ = [
     "Features",
     "ImageClassifier",
     "KNNProbe",
+    "LDAProbe",
     "LinearProbe",
     "LogisticProbe",
     "Prediction",
     "Preprocessing",
+    "PrototypeProbe",
+    "RidgeProbe",
     "Sample",
     "SklearnProbe",
     "embed",

@@ -266,6 +266,9 @@ def test_strict_exits_with_4_after_the_work_is_done(
         (["--head", "linear", "--epochs", "30", "--lr", "0.01"], 0.9),
         (["--head", "linear", "--on-the-fly", "--epochs", "8", "--lr", "0.02"], 0.6),
         (["--head", "knn"], 0.9),
+        (["--head", "lda"], 0.9),
+        (["--head", "ridge"], 0.9),
+        (["--head", "prototype"], 0.9),
         (["--head", "sklearn:sklearn.naive_bayes.GaussianNB"], 0.9),
         (["--pooling", "cls", "--size", "64", "--exact"], 0.9),
     ],
@@ -277,10 +280,13 @@ def test_heads_and_options(
     assert found["accuracy"] >= accuracy  # type: ignore[operator]
     again = document("evaluate", tmp_path / "r")
     assert again["accuracy"] == found["accuracy"]
+    events = [
+        json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()
+    ]
+    if "lda" in options:
+        assert sum(event.get("option") == "shrinkage" for event in events) == 12
+        assert "lda head, shrinkage chosen on 5 folds of the training part" in found["protocol"]
     if "linear" in options:
-        events = [
-            json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()
-        ]
         losses = [event["loss"] for event in events if event["event"] == "epoch"]
         assert losses[-1] < losses[0]
 

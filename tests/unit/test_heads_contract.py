@@ -10,8 +10,11 @@ from dinoprobe.errors import ConfigurationError, HeadError, NonFiniteError
 from dinoprobe.heads import (
     Head,
     KNNProbe,
+    LDAProbe,
     LinearProbe,
     LogisticProbe,
+    PrototypeProbe,
+    RidgeProbe,
     SklearnProbe,
     head_from_name,
     sklearn_probe,
@@ -22,6 +25,9 @@ HEADS = [
     LogisticProbe(),
     KNNProbe(),
     KNNProbe("auto"),
+    LDAProbe(),
+    RidgeProbe(),
+    PrototypeProbe(),
     SklearnProbe(),
     SklearnProbe("sklearn.naive_bayes.GaussianNB"),
 ]
@@ -139,7 +145,11 @@ def test_head_from_name():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("logstic", {}, "expected linear, logistic, knn, sklearn:.*Did you mean 'logistic'"),
+        (
+            "logstic",
+            {},
+            "expected linear, .*, lda, ridge, prototype, sklearn:.*Did you mean 'logistic'",
+        ),
         ("", {}, "No head is called ''"),
         ("logistic", {"c": 1}, "no option 'c'"),
         ("linear", {"learning_rate": 1}, "no option 'learning_rate'"),

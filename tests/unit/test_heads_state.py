@@ -8,8 +8,11 @@ import pytest
 from dinoprobe.errors import FormatError, HeadError, MismatchError
 from dinoprobe.heads import (
     KNNProbe,
+    LDAProbe,
     LinearProbe,
     LogisticProbe,
+    PrototypeProbe,
+    RidgeProbe,
     SklearnProbe,
     from_state,
     sklearn_probe,
@@ -20,6 +23,9 @@ HEADS = {
     "linear": LinearProbe(standardize=True),
     "logistic": LogisticProbe(C=1.0),
     "knn": KNNProbe(5),
+    "lda": LDAProbe(),
+    "ridge": RidgeProbe(),
+    "prototype": PrototypeProbe(),
     "svc": sklearn_probe("sklearn.svm.SVC", C=3.0),
     "forest": sklearn_probe("sklearn.ensemble.RandomForestClassifier", n_estimators=5),
     "mlp": sklearn_probe("sklearn.neural_network.MLPClassifier", hidden_layer_sizes=(4,), tol=0.1),
@@ -49,7 +55,7 @@ def test_round_trip(name, labels):
     assert all(np.array_equal(arrays[key], arrays_again[key]) for key in arrays)
 
 
-@pytest.mark.parametrize("name", ["linear", "logistic"])
+@pytest.mark.parametrize("name", ["linear", "logistic", "lda", "ridge", "prototype"])
 def test_linear_heads_have_a_row_for_each_class_and_the_same_bits(name):
     head, X = fitted(name, ("no", "yes"))
     config, arrays = to_state(head)

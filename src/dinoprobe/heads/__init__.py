@@ -4,20 +4,26 @@ Importing this package imports torch and scikit-learn; callers do it inside func
 """
 
 from dinoprobe.heads.base import Head, ProbeBase
+from dinoprobe.heads.lda import LDAProbe
 from dinoprobe.heads.linear import LinearProbe, LinearTraining
 from dinoprobe.heads.logistic import LogisticProbe
 from dinoprobe.heads.names import check_options, head_from_name
 from dinoprobe.heads.neighbors import KNNProbe
+from dinoprobe.heads.prototype import PrototypeProbe
+from dinoprobe.heads.ridge import RidgeProbe
 from dinoprobe.heads.state import from_state, to_state
 from dinoprobe.heads.wrapped import SklearnProbe, sklearn_probe, with_random_state
 
 __all__ = [
     "Head",
     "KNNProbe",
+    "LDAProbe",
     "LinearProbe",
     "LinearTraining",
     "LogisticProbe",
     "ProbeBase",
+    "PrototypeProbe",
+    "RidgeProbe",
     "SklearnProbe",
     "check_options",
     "from_state",

@@ -11,9 +11,12 @@ import numpy as np
 from sklearn.base import clone
 
 from dinoprobe.errors import ConfigurationError
+from dinoprobe.heads.lda import LDAProbe
 from dinoprobe.heads.linear import LinearProbe
 from dinoprobe.heads.logistic import LogisticProbe
 from dinoprobe.heads.neighbors import KNNProbe
+from dinoprobe.heads.prototype import PrototypeProbe
+from dinoprobe.heads.ridge import RidgeProbe
 from dinoprobe.heads.wrapped import make_estimator, sklearn_probe
 
 if TYPE_CHECKING:
@@ -25,12 +28,15 @@ HEADS: dict[str, type[ProbeBase]] = {
     "linear": LinearProbe,
     "logistic": LogisticProbe,
     "knn": KNNProbe,
+    "lda": LDAProbe,
+    "ridge": RidgeProbe,
+    "prototype": PrototypeProbe,
 }
 SKLEARN_PREFIX = "sklearn:"
 
 
 def head_from_name(name: str, **options: Any) -> ProbeBase:
-    """A head that is not fitted: "linear", "logistic", "knn", or "sklearn:" and an import path.
+    """A head that is not fitted, by a name of `HEADS` or by "sklearn:" and an import path.
 
     Options are those of the head's class. Raises ConfigurationError, naming the nearest choice.
     """

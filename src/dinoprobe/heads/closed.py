@@ -1,0 +1,283 @@
+"""What the heads in closed form share: rows ready for them, and a path of strengths on folds.
+
+Features are standardised once, over all rows. Where there are fewer rows than features, rows are
+rotated into the axes that they span, which loses nothing and makes a fit cost no more than rows
+(1,000 rows of 4,096 features: six eigendecompositions of 1,000 in place of 4,096).
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dinoprobe.errors import HeadError
+from dinoprobe.heads.folds import split_folds
+from dinoprobe.heads.solver import principal_axes
+from dinoprobe.heads.statistics import (
+    ClassStatistics,
+    centered,
+    chunks,
+    merged,
+    moments,
+    product_dtype,
+    statistics_of_folds,
+)
+from dinoprobe.heads.temperature import fit_temperature
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy.typing as npt
+
+    from dinoprobe.heads.base import Codes, Float64s
+
+    Floats = npt.NDArray[np.floating]
+    Score = Callable[[Floats, Codes], tuple[float, float]]
+    Solutions = list[tuple[Float64s, Float64s]]
+
+KEPT_ROWS = 5_000
+KEPT_VALUES = 2**25
+"""Validation scores kept for the temperature, which is one number: rows, and values in all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """Standardised rows `(n, r)` by block, and the way back to features as they came.
+
+    With `axes` `(d, r)`, X holds rotated rows; without, features as they came. `scale` is infinite
+    for constant features; `varying` counts the others.
+    """
+
+    X: Floats
+    center: Float64s
+    scale: Float64s
+    axes: Float64s | None
+
+    @property
+    def varying(self) -> int:
+        """Features that are not constant."""
+        return int(np.isfinite(self.scale).sum())
+
+    def rows(self, rows: Codes) -> Floats:
+        """Some rows, standardised, `(b, r)`."""
+        if self.axes is not None:
+            return self.X[rows]
+        return centered(self.X, rows, self.center, self.scale, product_dtype(self.X))
+
+    def to_feature_space(self, weight: Float64s, intercept: Float64s) -> tuple[Float64s, Float64s]:
+        """Weight `(k, d)` and intercept `(k,)` for features as they came, from `(r, k)`.
+
+        The weight is rounded to float32 first, so that what rounding does is multiplied by the
+        distance from the mean and not from zero.
+        """
+        spanned = weight if self.axes is None else self.axes @ weight
+        rounded = (spanned / self.scale[:, None]).T.astype(np.float32).astype(np.float64)
+        return rounded, intercept - rounded @ self.center
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A design with the statistics of its folds and of all rows, in its coordinates.
+
+    `raw` are those of all rows in features as they came; None for rotated rows.
+    """
+
+    design: Design
+    parts: dict[int, ClassStatistics]
+    total: ClassStatistics
+    raw: ClassStatistics | None
+
+    def without(self, fold: int) -> ClassStatistics:
+        """Statistics of the rows outside a fold."""
+        return self.total.without(self.parts[fold])
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Mean accuracy and loss `(p,)` of each strength, and scores `(p, m, k)` of some rows."""
+
+    accuracy: Float64s
+    loss: Float64s
+    scores: Floats
+    codes: Codes
+
+    def best(self, *, by_log_loss: bool) -> int:
+        """The most accurate strength; of equals the one with the smaller loss.
+
+        With `by_log_loss` that is the log loss of the scores that were kept, each strength at the
+        temperature that suits it: at 1, scores of separable rows all have none.
+        """
+        equal = np.flatnonzero(self.accuracy == self.accuracy.max())
+        if not by_log_loss or len(equal) == 1:
+            return int(equal[self.loss[equal].argmin()])
+        return int(min(equal, key=lambda column: self.tempered_loss(int(column))))
+
+    def tempered_loss(self, column: int) -> float:
+        """Mean log loss of a strength's kept scores, at their temperature."""
+        scores = self.scores[column] / fit_temperature(self.scores[column], self.codes)
+        return log_loss_sums(scores, self.codes)[1] / len(self.codes)
+
+
+def prepare(X: Floats, codes: Codes, class_count: int, folds: Codes) -> Prepared:
+    """Rows and the statistics of their folds, ready for any strength."""
+    if len(X) < X.shape[1]:
+        return _rotated(X, codes, class_count, folds)
+    empty = ClassStatistics.around(X, class_count)
+    parts = statistics_of_folds(X, codes, folds, like=empty)
+    raw = merged(parts)
+    center, scale = raw.standardization()
+    center = center.astype(X.dtype).astype(np.float64)
+    parts = {fold: part.moved(center, scale) for fold, part in parts.items()}
+    return Prepared(Design(X, center, scale, None), parts, raw.moved(center, scale), raw)
+
+
+def _rotated(X: Floats, codes: Codes, class_count: int, folds: Codes) -> Prepared:
+    center, scale = moments(X)
+    Z = ((X - center) / scale).astype(product_dtype(X))
+    axes = principal_axes(Z)[1]
+    rotated = Z @ axes.astype(Z.dtype)
+    rank = axes.shape[1]
+    plain = ClassStatistics(np.zeros(rank), np.ones(rank), class_count)
+    parts = statistics_of_folds(rotated, codes, folds, like=plain)
+    return Prepared(Design(rotated, center, scale, axes), parts, merged(parts), None)
+
+
+def judge_on_folds(
+    design: Design,
+    codes: Codes,
+    folds: Codes,
+    solve: Callable[[int], Solutions],
+    score: Score,
+    values_per_row: int,
+) -> Judged | None:
+    """Each strength on the rows of each fold, fitted without them; None where no fold can judge.
+
+    `solve` gives weight `(r, k)` and intercept `(k,)` of each strength without a fold, `score` the
+    correct answers and the summed loss of scores `(b, k)`, which it may overwrite; there are
+    `values_per_row` scores, strengths times classes.
+    """
+    parts = [(int(folds[rows[0]]), rows) for _, rows in split_folds(folds, codes)]
+    if not parts:
+        return None
+
+    def judge(part: tuple[int, Codes]) -> tuple[Float64s, list[Floats]]:
+        return _judge_rows(design, codes, part[1], solve(part[0]), score, kept)
+
+    judged = np.concatenate([rows for _, rows in parts])
+    kept = kept_rows(judged, len(codes), values_per_row)
+    with ThreadPoolExecutor(min(len(parts), os.cpu_count() or 1)) as pool:
+        found = list(pool.map(judge, parts))
+    accuracy, loss = np.sum([sums for sums, _ in found], axis=0) / len(judged)
+    scores = np.stack([np.concatenate(each) for each in zip(*(s for _, s in found), strict=True)])
+    return Judged(accuracy, loss, scores, codes[judged[kept[judged]]])
+
+
+def kept_rows(judged: Codes, row_count: int, values_per_row: int) -> npt.NDArray[np.bool_]:
+    """Which rows `(n,)` keep their scores: evenly spaced ones of those that are judged."""
+    limit = min(KEPT_ROWS, KEPT_VALUES // values_per_row + 1, len(judged))
+    kept = np.zeros(row_count, dtype=bool)
+    kept[np.sort(judged)[np.linspace(0, len(judged) - 1, limit).astype(np.intp)]] = True
+    return kept
+
+
+def _judge_rows(
+    design: Design,
+    codes: Codes,
+    rows: Codes,
+    path: Solutions,
+    score: Score,
+    kept: npt.NDArray[np.bool_],
+) -> tuple[Float64s, list[Floats]]:
+    sums = np.zeros((2, len(path)))
+    scores: list[list[Floats]] = [[] for _ in path]
+    dtype = product_dtype(design.X)
+    typed = [(weight.astype(dtype), intercept.astype(dtype)) for weight, intercept in path]
+    for some in chunks(rows):
+        features, truth = design.rows(some), codes[some]
+        for column, (weight, intercept) in enumerate(typed):
+            found = features @ weight
+            found += intercept
+            scores[column].append(found[kept[some]])
+            sums[:, column] += score(found, truth)
+    return sums, [np.concatenate(each) for each in scores]
+
+
+def log_loss_sums(logits: Floats, codes: Codes) -> tuple[float, float]:
+    """Correct answers and summed log loss; the logits are overwritten."""
+    rows = np.arange(len(codes))
+    correct = float((logits.argmax(axis=1) == codes).sum())
+    logits -= logits.max(axis=1, keepdims=True)
+    own = logits[rows, codes].sum(dtype=np.float64)
+    np.exp(logits, out=logits)
+    return correct, float(np.log(logits.sum(axis=1), dtype=np.float64).sum() - own)
+
+
+def squared_loss_sums(scores: Floats, codes: Codes) -> tuple[float, float]:
+    """Correct answers and summed squared distance from targets of 1 and -1; overwrites scores."""
+    correct = float((scores.argmax(axis=1) == codes).sum())
+    scores += 1
+    scores[np.arange(len(codes)), codes] -= 2
+    return correct, float(np.square(scores, out=scores).sum(dtype=np.float64))
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A strength and a temperature, how the strength was chosen, in words, and what was judged."""
+
+    strength: float
+    temperature: float
+    selection: str
+    judged: Judged | None
+
+
+def choose(
+    judged: Judged | None,
+    values: Sequence[float],
+    *,
+    default: float,
+    temperature: float | None,
+    how: str,
+    by_log_loss: bool,
+) -> Choice:
+    """The best of the strengths that were judged, and the temperature of its scores.
+
+    One strength counts as given. Without a judgement the strength is `default`, the temperature 1.
+    """
+    given = len(values) == 1
+    if judged is None:
+        selection = "given" if given else by_default(default)
+        return Choice(values[0] if given else default, temperature or 1.0, selection, None)
+    best = judged.best(by_log_loss=by_log_loss)
+    edge = ", at the edge of the path" if best in (0, len(values) - 1) else ""
+    fitted = temperature or fit_temperature(judged.scores[best], judged.codes)
+    if given:
+        return Choice(values[0], fitted, "given", None)
+    return Choice(values[best], fitted, how + edge, judged)
+
+
+def by_default(value: float) -> str:
+    """Why a value was not chosen, in words."""
+    return f"default, {value:g}: no class has rows to train and to validate"
+
+
+def check_path(
+    name: str, values: Sequence[float], *, most: float = float("inf"), example: str
+) -> list[float]:
+    """Strengths in rising order, or HeadError unless all lie in (0, most]."""
+    found = sorted(float(value) for value in values)
+    if not found or not all(0 < value <= most and np.isfinite(value) for value in found):
+        limit = "positive, finite numbers" if np.isinf(most) else f"numbers above 0, up to {most:g}"
+        raise HeadError(f"{name} is {found}; expected {limit}, such as {example}.")
+    return found
+
+
+def check_temperature(temperature: Any) -> None:
+    """HeadError unless it is None or a positive number."""
+    if temperature is not None and not 0 < float(temperature) < float("inf"):
+        raise HeadError(
+            f"temperature is {temperature}; expected a number above 0, or None to fit it."
+        )

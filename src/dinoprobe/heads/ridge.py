@@ -1,0 +1,222 @@
+"""Ridge regression on targets of 1 and -1, every strength judged on each row left out, closed form.
+
+One eigendecomposition serves all strengths, and a row's prediction by the fit without it follows
+from its leverage (Hastie, Tibshirani, Friedman, "The Elements of Statistical Learning", eq. 7.64):
+50 strengths cost one rotation of the rows and one product each. The head of
+google-research/big_vision `evaluators/fewshot_lsr.py`, there with one fixed strength.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from dinoprobe.heads.base import LinearBase, check_training
+from dinoprobe.heads.closed import (
+    Judged,
+    check_path,
+    check_temperature,
+    choose,
+    judge_on_folds,
+    kept_rows,
+    prepare,
+    squared_loss_sums,
+)
+from dinoprobe.heads.folds import assign_folds, check_fold_count, in_words
+from dinoprobe.heads.statistics import chunks, product_dtype
+from dinoprobe.heads.threads import one_blas_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from dinoprobe.heads.base import Codes, Float64s
+    from dinoprobe.heads.closed import Floats, Prepared, Solutions
+    from dinoprobe.heads.statistics import ClassStatistics
+
+ALPHAS_PER_ROW = np.logspace(-4, 2, 13)
+DEFAULT_ALPHA_PER_ROW = 0.1
+SMALLEST_VARIANCE = 1e-7
+"""Axes with less than this share of the largest variance are rounding."""
+
+
+class RidgeProbe(LinearBase):
+    """One-versus-rest least squares |Y - XW - b|² + alpha |W|², Y of 1 and -1, b free.
+
+    Features are standardised inside; a two-class head has two rows, one the negative of the other.
+    `alpha` skips the choice among `alphas` (None: 13 half decades from 1e-4 n to 100 n). The choice
+    goes by accuracy, then by squared loss, on each row left out in turn; or on validation folds
+    where fit gets `groups` or `folds`. `temperature` None is fitted on the same scores.
+
+    After fit: `alpha_`, `temperature_`; `selection_`, how alpha was chosen, in words;
+    `cv_results_`, arrays `alpha`, `accuracy`, `squared_loss`, None without a choice.
+    """
+
+    selects = ("alpha", "temperature")
+
+    def __init__(
+        self,
+        alphas: Sequence[float] | None = None,
+        *,
+        alpha: float | None = None,
+        temperature: float | None = None,
+        cv: int = 5,
+        random_state: int = 0,
+    ) -> None:
+        self.alphas = alphas
+        self.alpha = alpha
+        self.temperature = temperature
+        self.cv = cv
+        self.random_state = random_state
+
+    def fit(
+        self,
+        X: npt.ArrayLike,
+        y: npt.ArrayLike,
+        groups: Sequence[Any] | None = None,
+        folds: npt.ArrayLike | None = None,
+    ) -> Self:
+        """Choose alpha and temperature, and fit all rows with them.
+
+        `folds` are the validation fold of each row, -1 for a row that is always trained on;
+        `groups` without folds make `cv` stratified ones, rows of one group together.
+        """
+        check_temperature(self.temperature)
+        check_fold_count(self.cv)
+        rows, codes = check_training(self, X, y)
+        path = self._path(len(rows))
+        with one_blas_thread():
+            assigned, how = self._folds(codes, groups, folds)
+            prepared = prepare(rows, codes, len(self.classes_), assigned)
+            judged = self._judge(prepared, codes, assigned, path)
+            self._choose(judged, path, how, len(rows))
+            weight, intercept = regressions(prepared.total, [self.alpha_])[0]
+            weight, intercept = weight / self.temperature_, intercept / self.temperature_
+            self.set_linear(*prepared.design.to_feature_space(weight, intercept))
+        return self
+
+    def _path(self, row_count: int) -> list[float]:
+        default = (row_count * ALPHAS_PER_ROW).tolist()
+        given = default if self.alphas is None else self.alphas
+        given = given if self.alpha is None else [self.alpha]
+        return check_path("alpha", given, example="alpha=1.0")
+
+    def _folds(
+        self, codes: Codes, groups: Sequence[Any] | None, folds: npt.ArrayLike | None
+    ) -> tuple[Codes, str]:
+        """Folds, none where each row is left out in turn, and what judges, in words."""
+        if groups is None and folds is None:
+            return np.full(len(codes), -1), "leave-one-out scores"
+        assigned, origin = assign_folds(codes, groups, folds, self.cv, self.random_state)
+        return assigned, in_words(assigned, codes, origin)
+
+    def _judge(
+        self, prepared: Prepared, codes: Codes, folds: Codes, path: list[float]
+    ) -> Judged | None:
+        if len(path) == 1 and self.temperature is not None:
+            return None
+        if not (folds >= 0).any():
+            return judge_left_out(prepared, codes, path)
+        return judge_on_folds(
+            prepared.design,
+            codes,
+            folds,
+            lambda fold: regressions(prepared.without(fold), path),
+            squared_loss_sums,
+            len(path) * len(self.classes_),
+        )
+
+    def _choose(self, judged: Judged | None, path: list[float], how: str, row_count: int) -> None:
+        """Set what was chosen, and how."""
+        default, temperature = DEFAULT_ALPHA_PER_ROW * row_count, self.temperature
+        choice = choose(
+            judged, path, default=default, temperature=temperature, how=how, by_log_loss=False
+        )
+        self.alpha_, self.temperature_ = choice.strength, choice.temperature
+        self.selection_, self.cv_results_ = choice.selection, None
+        if choice.judged is not None:
+            results = {"accuracy": choice.judged.accuracy, "squared_loss": choice.judged.loss}
+            self.cv_results_ = {"alpha": np.array(path), **results}
+
+
+def regressions(statistics: ClassStatistics, alphas: Sequence[float]) -> Solutions:
+    """Weight `(d, k)` and intercept `(k,)` for each strength."""
+    variances, axes, moments, shares = _decomposed(statistics)
+    mean = statistics.mean
+    path = []
+    for alpha in alphas:
+        weight = axes @ (moments / (variances + alpha)[:, None])
+        path.append((weight, shares - mean @ weight))
+    return path
+
+
+def judge_left_out(prepared: Prepared, codes: Codes, alphas: Sequence[float]) -> Judged | None:
+    """Each strength on every row by the fit without it; rows alone in their class do not judge."""
+    counts = prepared.total.counts
+    judged = np.flatnonzero(counts[codes] > 1)
+    if not len(judged):
+        return None
+    left_out = _LeftOut(prepared, codes, alphas)
+    kept = kept_rows(judged, len(codes), len(alphas) * len(counts))
+    parts = list(chunks(judged))
+    with ThreadPoolExecutor(min(len(parts), os.cpu_count() or 1)) as pool:
+        found = list(pool.map(lambda rows: left_out.judge(rows, kept), parts))
+    accuracy, loss = np.sum([sums for sums, _ in found], axis=0) / len(judged)
+    scores = np.concatenate([each for _, each in found], axis=1)
+    return Judged(accuracy, loss, scores, codes[judged][kept[judged]])
+
+
+class _LeftOut:
+    """Predictions of rows by the fit without them, from their leverages."""
+
+    def __init__(self, prepared: Prepared, codes: Codes, alphas: Sequence[float]) -> None:
+        self.design, self.codes = prepared.design, codes
+        self.dtype = product_dtype(prepared.design.X)
+        self.count, self.alphas = prepared.total.count, np.array(alphas)
+        variances, axes, moments, shares = _decomposed(prepared.total)
+        self.variances, self.shares = variances, shares.astype(self.dtype)
+        self.mean, self.axes = prepared.total.mean.astype(self.dtype), axes.astype(self.dtype)
+        self.weights = [(moments / (variances + a)[:, None]).astype(self.dtype) for a in alphas]
+
+    def judge(self, rows: Codes, kept: npt.NDArray[np.bool_]) -> tuple[Float64s, Floats]:
+        """Correct answers and squared loss `(2, p)`, and scores `(p, m, k)` of the rows kept."""
+        Z = (self.design.rows(rows) - self.mean) @ self.axes
+        targets = np.full((len(rows), len(self.shares)), -1, dtype=self.dtype)
+        targets[np.arange(len(rows)), self.codes[rows]] = 1
+        remainders = self._remainders(Z)
+        sums = np.empty((2, len(self.alphas)))
+        scores = []
+        for column, weight in enumerate(self.weights):
+            residuals = targets - Z @ weight
+            residuals -= self.shares
+            residuals /= remainders[:, column, None]
+            left_out = np.subtract(targets, residuals, out=residuals)
+            scores.append(left_out[kept[rows]])
+            sums[:, column] = squared_loss_sums(left_out, self.codes[rows])
+        return sums, np.stack(scores)
+
+    def _remainders(self, Z: Floats) -> Floats:
+        """1 - leverage `(b, p)`: what no axis holds, and alpha / (variance + alpha) of the rest."""
+        shares = np.square(Z) / self.variances.astype(self.dtype)
+        outside = np.maximum(1 - 1 / self.count - shares.sum(axis=1, dtype=np.float64), 0)
+        kept = (self.alphas / (self.variances[:, None] + self.alphas)).astype(self.dtype)
+        remainder = shares @ kept + outside[:, None].astype(self.dtype)
+        return np.asarray(np.maximum(remainder, np.finfo(self.dtype).tiny))
+
+
+def _decomposed(
+    statistics: ClassStatistics,
+) -> tuple[Float64s, Float64s, Float64s, Float64s]:
+    """Variances times n `(r,)`, axes `(d, r)`, their moments with Y `(r, k)`, means of Y `(k,)`."""
+    mean, count = statistics.mean, statistics.count
+    scatter = statistics.gram - count * np.outer(mean, mean)
+    variances, axes = np.linalg.eigh(scatter)
+    largest = variances[-1] if len(variances) else 0.0
+    used = variances > max(SMALLEST_VARIANCE * largest, np.finfo(np.float64).tiny)
+    variances, axes = variances[used], axes[:, used]
+    with_targets = 2 * (statistics.sums - statistics.counts[:, None] * mean)
+    return variances, axes, axes.T @ with_targets.T, 2 * statistics.counts / count - 1

@@ -1,0 +1,68 @@
+"""One number that makes scores into honest probabilities: softmax(scores / temperature).
+
+Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2; targets smoothed by
+1 / (n + 2) as Platt 1999 does, so that rows without a mistake still give a finite answer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from dinoprobe.heads.base import Codes
+
+STEPS = 60
+PRECISION = 1e-5
+SHARPEST, FLATTEST = 1e4, 1e-3
+"""Bounds of 1 / temperature, for scores whose spread is 1."""
+ABSENT = -1e30
+"""In place of minus infinity, the score of a class that was not trained on."""
+
+
+def fit_temperature(scores: npt.NDArray[np.floating], codes: Codes) -> float:
+    """The temperature at which softmax(scores `(n, k)` / temperature) has the least log loss.
+
+    Newton's method on the slope of a convex function, kept within a bracket. 1 for scores that do
+    not differ.
+    """
+    present = np.isfinite(scores)
+    z = np.where(present, scores, 0).astype(np.float64)
+    shares = present / present.sum(axis=1, keepdims=True)
+    middle = (z * shares).sum(axis=1, keepdims=True)
+    spread = float(np.sqrt((np.square(z - middle) * shares).sum(axis=1).mean()))
+    if not spread > 0:
+        return 1.0
+    z = np.where(present, (z - middle) / spread, ABSENT)
+    smoothing = 1 / (len(z) + 2)
+    own = (1 - smoothing) * float(z[np.arange(len(z)), codes].mean())
+    return spread / _root(z, own)
+
+
+def _root(z: npt.NDArray[np.float64], own: float) -> float:
+    """The sharpness b at which the expected score under softmax(b z) is `own`."""
+    low, high, b = FLATTEST, SHARPEST, 1.0
+    for _ in range(STEPS):
+        slope, curvature = _derivatives(z, b)
+        slope -= own
+        low, high = (low, b) if slope > 0 else (b, high)
+        step = b - slope / curvature if curvature > 0 else 0.0
+        following = step if low < step < high else (low * high) ** 0.5
+        if abs(following - b) <= PRECISION * b:
+            return following
+        b = following
+    return b
+
+
+def _derivatives(z: npt.NDArray[np.float64], b: float) -> tuple[float, float]:
+    """First and second derivative by b of the mean of log(sum(exp(b z)))."""
+    p = z * b
+    p -= p.max(axis=1, keepdims=True)
+    np.exp(p, out=p)
+    p /= p.sum(axis=1, keepdims=True)
+    first = (p * z).sum(axis=1)
+    p *= np.square(z - first[:, None])
+    return float(first.mean()), float(p.sum(axis=1).mean())
