@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler, normalize
 from dinoprobe.errors import HeadError
 from dinoprobe.heads import LDAProbe, PrototypeProbe, RidgeProbe, from_state, to_state
 from dinoprobe.heads import closed as closed_module
+from dinoprobe.heads import ridge as ridge_module
 from dinoprobe.heads import statistics as statistics_module
 from dinoprobe.heads.base import softmax
 from dinoprobe.heads.closed import prepare
@@ -197,6 +198,12 @@ class TestRidge:
         X, y = noisy()
         assert RidgeProbe().fit(X, y, groups=[None] * len(y)).selection_.startswith("5 stratified")
 
+    def test_no_more_rows_left_out_than_are_needed(self, monkeypatch):
+        X, y = noisy(noise=3)
+        monkeypatch.setattr(ridge_module, "JUDGED_ROWS", 50)
+        accuracy = RidgeProbe().fit(X, y).cv_results_["accuracy"] * 50
+        np.testing.assert_allclose(accuracy, accuracy.round(), atol=1e-9)
+
     def test_lone_row_does_not_judge(self):
         X, y = noisy(n=40)
         y[0] = "rare"
@@ -369,6 +376,19 @@ class TestAll:
     def test_wrong_options(self, kind, options, message):
         with pytest.raises(HeadError, match=message):
             kind(**options).fit(*noisy())
+
+    def test_no_more_folds_than_are_needed(self, kind, monkeypatch):
+        X, y = noisy(noise=3)
+        folds = np.arange(len(y)) % 5
+        first = np.where(folds == 0, 0, -1)
+        monkeypatch.setattr(closed_module, "JUDGED_ROWS", 81)
+        assert kind().fit(X, y, folds=folds).selection_.startswith("2 of 5 given folds")
+        monkeypatch.setattr(closed_module, "JUDGED_ROWS", 80)
+        probe = kind().fit(X, y, folds=folds)
+        assert probe.selection_.startswith("1 of 5 given folds")
+        alone = kind().fit(X, y, folds=first)
+        assert probe.selection_.replace("1 of 5 given folds", "1 given fold") == alone.selection_
+        np.testing.assert_allclose(probe.coef_, alone.coef_, rtol=1e-5)
 
     def test_few_kept_scores(self, kind, monkeypatch):
         """The temperature of evenly spaced rows is close to that of all."""

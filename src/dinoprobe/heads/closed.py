@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     Score = Callable[[Floats, Codes], tuple[float, float]]
     Solutions = list[tuple[Float64s, Float64s]]
 
+JUDGED_ROWS = 10_000
+"""Folds judge until this many rows have: a strength's neighbours then differ by 0.2 points or less
+for luck, and five folds of 50,000 rows would cost five eigendecompositions for no other answer."""
 KEPT_ROWS = 5_000
 KEPT_VALUES = 2**25
 """Validation scores kept for the temperature, which is one number: rows, and values in all."""
@@ -66,7 +69,8 @@ class Design:
         """Some rows, standardised, `(b, r)`."""
         if self.axes is not None:
             return self.X[rows]
-        return centered(self.X, rows, self.center, self.scale, product_dtype(self.X))
+        result = np.empty((len(rows), self.X.shape[1]), product_dtype(self.X))
+        return centered(self.X, rows, self.center, self.scale, result)
 
     def to_feature_space(self, weight: Float64s, intercept: Float64s) -> tuple[Float64s, Float64s]:
         """Weight `(k, d)` and intercept `(k,)` for features as they came, from `(r, k)`.
@@ -81,7 +85,7 @@ class Design:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A design with the statistics of its folds and of all rows, in its coordinates.
+    """A design with the statistics of all rows in its coordinates, and of each fold in any.
 
     `raw` are those of all rows in features as they came; None for rotated rows.
     """
@@ -93,7 +97,8 @@ class Prepared:
 
     def without(self, fold: int) -> ClassStatistics:
         """Statistics of the rows outside a fold."""
-        return self.total.without(self.parts[fold])
+        moved = self.parts[fold].moved(self.total.pivot, self.total.unit)
+        return self.total.without(moved)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +136,6 @@ def prepare(X: Floats, codes: Codes, class_count: int, folds: Codes) -> Prepared
     raw = merged(parts)
     center, scale = raw.standardization()
     center = center.astype(X.dtype).astype(np.float64)
-    parts = {fold: part.moved(center, scale) for fold, part in parts.items()}
     return Prepared(Design(X, center, scale, None), parts, raw.moved(center, scale), raw)
 
 
@@ -163,14 +167,24 @@ def judge_on_folds(
     parts = [(int(folds[rows[0]]), rows) for _, rows in split_folds(folds, codes)]
     if not parts:
         return None
-
-    def judge(part: tuple[int, Codes]) -> tuple[Float64s, list[Floats]]:
-        return _judge_rows(design, codes, part[1], solve(part[0]), score, kept)
-
+    dtype = product_dtype(design.X)
     judged = np.concatenate([rows for _, rows in parts])
     kept = kept_rows(judged, len(codes), values_per_row)
-    with ThreadPoolExecutor(min(len(parts), os.cpu_count() or 1)) as pool:
-        found = list(pool.map(judge, parts))
+
+    def solved(part: tuple[int, Codes]) -> Solutions:
+        return [(weight.astype(dtype), bias.astype(dtype)) for weight, bias in solve(part[0])]
+
+    def judge(rows: Codes, path: Solutions) -> tuple[Float64s, list[Floats]]:
+        return _judge_rows(design, codes, rows, path, score, kept)
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        solutions = zip(parts, pool.map(solved, parts), strict=True)
+        jobs = [
+            pool.submit(judge, rows, path)
+            for (_, all_rows), path in solutions
+            for rows in chunks(all_rows)
+        ]
+        found = [job.result() for job in jobs]
     accuracy, loss = np.sum([sums for sums, _ in found], axis=0) / len(judged)
     scores = np.stack([np.concatenate(each) for each in zip(*(s for _, s in found), strict=True)])
     return Judged(accuracy, loss, scores, codes[judged[kept[judged]]])
@@ -180,8 +194,14 @@ def kept_rows(judged: Codes, row_count: int, values_per_row: int) -> npt.NDArray
     """Which rows `(n,)` keep their scores: evenly spaced ones of those that are judged."""
     limit = min(KEPT_ROWS, KEPT_VALUES // values_per_row + 1, len(judged))
     kept = np.zeros(row_count, dtype=bool)
-    kept[np.sort(judged)[np.linspace(0, len(judged) - 1, limit).astype(np.intp)]] = True
+    kept[evenly(np.sort(judged), limit)] = True
     return kept
+
+
+def evenly(rows: Codes, limit: int) -> Codes:
+    """At most so many of these rows, evenly spaced."""
+    spaced = np.linspace(0, len(rows) - 1, min(limit, len(rows)))
+    return rows[spaced.astype(np.intp)]
 
 
 def _judge_rows(
@@ -192,18 +212,30 @@ def _judge_rows(
     score: Score,
     kept: npt.NDArray[np.bool_],
 ) -> tuple[Float64s, list[Floats]]:
-    sums = np.zeros((2, len(path)))
-    scores: list[list[Floats]] = [[] for _ in path]
-    dtype = product_dtype(design.X)
-    typed = [(weight.astype(dtype), intercept.astype(dtype)) for weight, intercept in path]
-    for some in chunks(rows):
-        features, truth = design.rows(some), codes[some]
-        for column, (weight, intercept) in enumerate(typed):
-            found = features @ weight
-            found += intercept
-            scores[column].append(found[kept[some]])
-            sums[:, column] += score(found, truth)
-    return sums, [np.concatenate(each) for each in scores]
+    """Correct answers and loss `(2, p)` of a chunk of rows, and the scores of those to keep."""
+    sums = np.empty((2, len(path)))
+    scores: list[Floats] = []
+    features, truth = design.rows(rows), codes[rows]
+    for column, (weight, intercept) in enumerate(path):
+        found = features @ weight
+        found += intercept
+        scores.append(found[kept[rows]])
+        sums[:, column] = score(found, truth)
+    return sums, scores
+
+
+def few_folds(folds: Codes) -> Codes:
+    """The same folds, up to the one with which `JUDGED_ROWS` rows have judged; -1 from there."""
+    sizes = np.bincount(folds[folds >= 0]) if (folds >= 0).any() else np.zeros(1, dtype=np.intp)
+    needed = np.concatenate([[0], np.cumsum(sizes)[:-1]]) < JUDGED_ROWS
+    return np.where((folds >= 0) & needed[folds], folds, -1)
+
+
+def in_words(folds: Codes, judging: Codes, codes: Codes, origin: str) -> str:
+    """Which folds judge: "5 stratified folds", "1 of 5 stratified folds"."""
+    count, all_count = (sum(1 for _ in split_folds(each, codes)) for each in (judging, folds))
+    of = "" if count == all_count else f" of {all_count}"
+    return f"{count}{of} {origin} fold{'s' if all_count > 1 else ''}"
 
 
 def log_loss_sums(logits: Floats, codes: Codes) -> tuple[float, float]:

@@ -64,12 +64,6 @@ def assign_folds(
     return deal_folds(codes, groups, fold_count, seed), "stratified"
 
 
-def in_words(folds: Codes, codes: Codes, origin: str) -> str:
-    """How many folds judge: "5 stratified folds"."""
-    count = sum(1 for _ in split_folds(folds, codes))
-    return f"{count} {origin} fold{'s' if count > 1 else ''}"
-
-
 def check_fold_count(fold_count: int) -> None:
     """HeadError for fewer than two folds."""
     if fold_count < 2:

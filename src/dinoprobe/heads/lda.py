@@ -8,9 +8,11 @@ behind. Its own probabilities are too sure (a temperature of 1.2 to 3.8), so one
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from scipy.linalg import cho_factor, cho_solve
 
 from dinoprobe.errors import HeadError
 from dinoprobe.heads.base import LinearBase, check_labelled, check_training, require_classes
@@ -19,11 +21,13 @@ from dinoprobe.heads.closed import (
     check_path,
     check_temperature,
     choose,
+    few_folds,
+    in_words,
     judge_on_folds,
     log_loss_sums,
     prepare,
 )
-from dinoprobe.heads.folds import assign_folds, check_fold_count, in_words
+from dinoprobe.heads.folds import assign_folds, check_fold_count
 from dinoprobe.heads.statistics import ClassStatistics
 from dinoprobe.heads.threads import one_blas_thread
 
@@ -32,7 +36,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from dinoprobe.heads.base import Codes
+    from dinoprobe.heads.base import Codes, Float64s
     from dinoprobe.heads.closed import Judged, Solutions
 
 SHRINKAGES = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
@@ -50,8 +54,9 @@ class LDAProbe(LinearBase):
     the same folds.
 
     After fit: `shrinkage_`, `temperature_`; `selection_`, how the shrinkage was chosen, in words;
-    `cv_results_`, arrays `shrinkage`, `accuracy`, `log_loss` (at temperature 1) over all validation
-    rows, None without a choice; `statistics_`, which `partial_fit` adds to.
+    `cv_results_`, arrays `shrinkage`, `accuracy`, `log_loss` (at temperature 1) over the rows of
+    the first folds that hold 10,000, None without a choice; `statistics_`, which `partial_fit`
+    adds to.
     """
 
     selects = ("shrinkage", "temperature")
@@ -88,7 +93,8 @@ class LDAProbe(LinearBase):
         rows, codes = check_training(self, X, y)
         with one_blas_thread():
             assigned, origin = assign_folds(codes, groups, folds, self.cv, self.random_state)
-            self._fit(rows, codes, assigned, path, in_words(assigned, codes, origin))
+            judging = few_folds(assigned)
+            self._fit(rows, codes, judging, path, in_words(assigned, judging, codes, origin))
         return self
 
     def partial_fit(
@@ -177,16 +183,29 @@ def discriminants(
     within = statistics.within()
     if statistics.count <= np.count_nonzero(counts):
         within = np.eye(len(mean))
+    sphere = max(within.trace() / max(varying, 1), SMALLEST_VARIANCE)
+    weights = _whitened(within, sphere, means, shrinkages)
+    return [
+        (weight, priors - (means.T * weight).sum(axis=0) / 2 - mean @ weight) for weight in weights
+    ]
+
+
+def _whitened(
+    within: Float64s, sphere: float, means: Float64s, shrinkages: Sequence[float]
+) -> list[Float64s]:
+    """Means `(k, d)` times the inverse of each shrunk covariance, `(d, k)`.
+
+    One shrinkage takes a Cholesky decomposition, at 768 features a twelfth of the time.
+    """
+    if len(shrinkages) == 1:
+        s = shrinkages[0]
+        with suppress(np.linalg.LinAlgError):
+            factor = cho_factor((1 - s) * within + s * sphere * np.eye(len(within)))
+            return [cho_solve(factor, means.T)]
     variances, axes = np.linalg.eigh(within)
-    variances = np.maximum(variances, 0)
-    sphere = max(variances.sum() / max(varying, 1), SMALLEST_VARIANCE)
-    rotated = means @ axes
-    path = []
-    for s in shrinkages:
-        scaled = rotated / ((1 - s) * variances + s * sphere)
-        weight = axes @ scaled.T
-        path.append((weight, priors - (rotated * scaled).sum(axis=1) / 2 - mean @ weight))
-    return path
+    variances, rotated = np.maximum(variances, 0), means @ axes
+    scaled = [rotated / ((1 - s) * variances + s * sphere) for s in shrinkages]
+    return np.split((np.concatenate(scaled) @ axes.T).T, len(shrinkages), axis=1)
 
 
 def _check_declared(labels: npt.NDArray[Any], classes: npt.ArrayLike | None) -> None:

@@ -18,7 +18,7 @@ from sklearn.exceptions import ConvergenceWarning
 
 from dinoprobe.errors import HeadError
 from dinoprobe.heads.base import LinearBase, check_training, softmax
-from dinoprobe.heads.folds import assign_folds, in_words, split_folds
+from dinoprobe.heads.folds import assign_folds, split_folds
 from dinoprobe.heads.solver import prepare, solve_path, to_feature_space
 from dinoprobe.heads.threads import one_blas_thread
 
@@ -131,7 +131,8 @@ class LogisticProbe(LinearBase):
         self.cv_results_ = self._judge(X, codes, Cs, parts)
         best = _best(self.cv_results_)
         edge = ", at the edge of the path" if best in (0, len(Cs) - 1) else ""
-        self.C_, self.selection_ = Cs[best], in_words(assigned, codes, origin) + edge
+        self.C_ = Cs[best]
+        self.selection_ = f"{len(parts)} {origin} fold{'s' if len(parts) > 1 else ''}{edge}"
 
     def _judge(
         self, X: Any, codes: Codes, Cs: list[float], parts: list[tuple[Codes, Codes]]

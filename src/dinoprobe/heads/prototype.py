@@ -18,10 +18,12 @@ from dinoprobe.heads.closed import (
     Design,
     by_default,
     check_temperature,
+    few_folds,
+    in_words,
     judge_on_folds,
     log_loss_sums,
 )
-from dinoprobe.heads.folds import assign_folds, check_fold_count, in_words
+from dinoprobe.heads.folds import assign_folds, check_fold_count
 from dinoprobe.heads.statistics import chunks, class_sums
 from dinoprobe.heads.temperature import fit_temperature
 from dinoprobe.heads.threads import one_blas_thread
@@ -73,20 +75,19 @@ class PrototypeProbe(LinearBase):
         rows, codes = check_training(self, X, y)
         with one_blas_thread():
             assigned, origin = assign_folds(codes, groups, folds, self.cv, self.random_state)
-            if self.temperature is not None:
-                assigned = np.full_like(assigned, -1)
+            judging = np.full_like(assigned, -1) if self.temperature else few_folds(assigned)
             design = _design(rows, codes, len(self.classes_))
-            parts = _sums_of_folds(design, codes, assigned, len(self.classes_))
+            parts = _sums_of_folds(design, codes, judging, len(self.classes_))
             total = np.sum(list(parts.values()), axis=0)
             judged = judge_on_folds(
                 design,
                 codes,
-                assigned,
+                judging,
                 lambda fold: _prototypes(total - parts[fold]),
                 log_loss_sums,
                 len(self.classes_),
             )
-            self._choose(judged, in_words(assigned, codes, origin))
+            self._choose(judged, in_words(assigned, judging, codes, origin))
             weight, intercept = _prototypes(total)[0]
             weight = weight / self.temperature_
             self.set_linear(*design.to_feature_space(weight, intercept))

@@ -16,16 +16,20 @@ import numpy as np
 
 from dinoprobe.heads.base import LinearBase, check_training
 from dinoprobe.heads.closed import (
+    JUDGED_ROWS,
     Judged,
     check_path,
     check_temperature,
     choose,
+    evenly,
+    few_folds,
+    in_words,
     judge_on_folds,
     kept_rows,
     prepare,
     squared_loss_sums,
 )
-from dinoprobe.heads.folds import assign_folds, check_fold_count, in_words
+from dinoprobe.heads.folds import assign_folds, check_fold_count
 from dinoprobe.heads.statistics import chunks, product_dtype
 from dinoprobe.heads.threads import one_blas_thread
 
@@ -49,8 +53,9 @@ class RidgeProbe(LinearBase):
 
     Features are standardised inside; a two-class head has two rows, one the negative of the other.
     `alpha` skips the choice among `alphas` (None: 13 half decades from 1e-4 n to 100 n). The choice
-    goes by accuracy, then by squared loss, on each row left out in turn; or on validation folds
-    where fit gets `groups` or `folds`. `temperature` None is fitted on the same scores.
+    goes by accuracy, then by squared loss, on up to 10,000 rows each left out in turn; or on
+    validation folds where fit gets `groups` or `folds`. `temperature` None is fitted on the
+    same scores.
 
     After fit: `alpha_`, `temperature_`; `selection_`, how alpha was chosen, in words;
     `cv_results_`, arrays `alpha`, `accuracy`, `squared_loss`, None without a choice.
@@ -112,7 +117,8 @@ class RidgeProbe(LinearBase):
         if groups is None and folds is None:
             return np.full(len(codes), -1), "leave-one-out scores"
         assigned, origin = assign_folds(codes, groups, folds, self.cv, self.random_state)
-        return assigned, in_words(assigned, codes, origin)
+        judging = few_folds(assigned)
+        return judging, in_words(assigned, judging, codes, origin)
 
     def _judge(
         self, prepared: Prepared, codes: Codes, folds: Codes, path: list[float]
@@ -155,9 +161,12 @@ def regressions(statistics: ClassStatistics, alphas: Sequence[float]) -> Solutio
 
 
 def judge_left_out(prepared: Prepared, codes: Codes, alphas: Sequence[float]) -> Judged | None:
-    """Each strength on every row by the fit without it; rows alone in their class do not judge."""
+    """Each strength on up to `JUDGED_ROWS` rows, evenly spaced, each by the fit without it.
+
+    Rows alone in their class do not judge.
+    """
     counts = prepared.total.counts
-    judged = np.flatnonzero(counts[codes] > 1)
+    judged = evenly(np.flatnonzero(counts[codes] > 1), JUDGED_ROWS)
     if not len(judged):
         return None
     left_out = _LeftOut(prepared, codes, alphas)

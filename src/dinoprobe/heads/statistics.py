@@ -8,6 +8,7 @@ taken out by subtracting its statistics, so any number of folds costs one pass o
 from __future__ import annotations
 
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.floating]
 
 CHUNK_ROWS = 4096
+CACHED_ROWS = 128
+"""Rows that are centred at a time: they stay in a core's cache between the two steps."""
 SMALL_SIZE = 2**22
 """Values (rows times features) up to which products run in float64: there it costs little."""
 
@@ -135,8 +138,12 @@ def statistics_of_folds(
     ]
     parts: dict[int, ClassStatistics] = {}
 
+    kept = threading.local()
+
     def products(task: tuple[int, Codes]) -> tuple[Codes, Codes, Floats, Floats]:
-        rows = centered(X, task[1], like.pivot, like.unit, dtype)
+        if not hasattr(kept, "buffer"):  # new pages cost more than what is written to them
+            kept.buffer = np.empty((min(CHUNK_ROWS, len(X)), X.shape[1]), dtype)
+        rows = centered(X, task[1], like.pivot, like.unit, kept.buffer[: len(task[1])])
         present, local = np.unique(codes[task[1]], return_inverse=True)
         return present, np.bincount(local), class_sums(rows, local), rows.T @ rows
 
@@ -166,14 +173,15 @@ def chunks(rows: Codes) -> Iterator[Codes]:
         yield rows[start : start + CHUNK_ROWS]
 
 
-def centered(
-    X: Floats, rows: Codes, center: Float64s, scale: Float64s, dtype: type[np.floating]
-) -> Floats:
-    """`(x - center) / scale` of these rows, subtracted no more coarsely than X is stored."""
-    found = X[rows].astype(np.promote_types(X.dtype, dtype), copy=False)
-    found -= center.astype(found.dtype)
-    found /= scale.astype(found.dtype)
-    return found.astype(dtype, copy=False)
+def centered(X: Floats, rows: Codes, center: Float64s, scale: Float64s, result: Floats) -> Floats:
+    """Write `(x - center) / scale` of these rows, subtracted no more coarsely than X is stored."""
+    wide = np.promote_types(X.dtype, result.dtype)
+    offset, factor = center.astype(wide), (1 / scale).astype(wide)
+    for start in range(0, len(rows), CACHED_ROWS):
+        some = X[rows[start : start + CACHED_ROWS]].astype(wide, copy=False)
+        some -= offset
+        np.multiply(some, factor, out=result[start : start + len(some)], casting="same_kind")
+    return result
 
 
 def class_sums(rows: Floats, codes: Codes) -> Floats:
