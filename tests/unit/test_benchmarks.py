@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,3 +112,35 @@ def written(module: ModuleType, result: dict[str, Any], document: Path) -> str:
     assert once.endswith("<!-- end -->\nafter\n<!-- end -->\n")
     assert "old" not in once
     return once
+
+
+@pytest.mark.parametrize("name", ["lda", "ridge", "logistic-path"])
+def test_heads_are_timed_beside_scikit_learn(
+    script: Callable[[str], ModuleType],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    heads = script("heads")
+    monkeypatch.setattr(heads, "DEFAULT", heads.Shape(400, 200, 12, 4, 1.0))
+    monkeypatch.setattr("sys.argv", ["heads.py", "--only", name, "--json"])
+    heads.main()
+    document = json.loads(capsys.readouterr().out)
+    assert document["command"] == f"python benchmarks/heads.py --only {name} --json"
+    found = document["entries"].pop(name)
+    assert document["entries"] == {}
+    assert found["shapes"]["rows"] == 400
+    assert found["ratio_to_sklearn"] == pytest.approx(found["peer_seconds"] / found["seconds"])
+    assert found["accuracy"] == pytest.approx(found["peer_accuracy"], abs=0.05)
+    assert (found["objective_gap"] is None) == (name != "logistic-path")
+    assert found["objective_gap"] is None or found["objective_gap"] < 1e-3
+
+
+def test_features_of_the_heads_are_seeded_and_standardised(
+    script: Callable[[str], ModuleType],
+) -> None:
+    heads = script("heads")
+    data, again, other = (heads.made(heads.SMALL, seed=seed) for seed in (0, 0, 1))
+    assert np.array_equal(data.X, again.X)
+    assert not np.array_equal(data.X, other.X)
+    np.testing.assert_allclose(data.X.std(axis=0), 1, rtol=1e-4)
