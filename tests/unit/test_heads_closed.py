@@ -348,6 +348,13 @@ class TestAll:
         alone = kind().fit(X[others], y[others], folds=folds[others])
         assert probe.temperature_ < 20 * alone.temperature_
 
+    def test_folds_that_can_not_judge(self, kind):
+        X, y = noisy()
+        probe = kind().fit(X, y, folds=np.full(len(y), -1))
+        assert probe.selection_.startswith("default")
+        assert probe.cv_results_ is None
+        assert (probe.predict(X) == y).mean() > 0.8
+
     def test_one_row_of_each_class(self, kind):
         X, y = noisy(n=4)
         probe = kind().fit(X, y)

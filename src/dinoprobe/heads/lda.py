@@ -9,7 +9,7 @@ behind. Its own probabilities are too sure (a temperature of 1.2 to 3.8), so one
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
@@ -50,17 +50,18 @@ class LDAProbe(LinearBase):
 
     S is the covariance within classes of standardised features, divided by n; constant features do
     not count. `shrinkage` skips the choice among `shrinkages` (None: 12 from 1e-4 to 1), which goes
-    by accuracy on validation folds, then by log loss. `temperature` None is fitted on the scores of
-    the same folds.
+    by accuracy on validation folds, then by log loss at the temperature of each. `temperature` None
+    is fitted on the scores of the same folds.
 
     After fit: `shrinkage_`, `temperature_`; `selection_`, how the shrinkage was chosen, in words;
     `cv_results_`, arrays `shrinkage`, `accuracy`, `log_loss` (at temperature 1) over the rows of
-    the first folds that hold 10,000, None without a choice; `statistics_`, which `partial_fit`
-    adds to.
+    the first folds that hold 10,000, None without a choice. What `partial_fit` adds to is kept:
+    `(d, d)` numbers, or the rows where they are fewer.
     """
 
     selects = ("shrinkage", "temperature")
-    statistics_: ClassStatistics
+    _statistics: ClassStatistics | None
+    _rows: tuple[Any, Codes] | None
 
     def __init__(
         self,
@@ -105,7 +106,7 @@ class LDAProbe(LinearBase):
         Shrinkage and temperature stay as they are (before any fit: as given, else 0.1 and 1).
         `classes` is scikit-learn's argument; only classes that have rows are known.
         """
-        started = hasattr(self, "statistics_")
+        started = hasattr(self, "coef_")
         path = self._path()
         rows, labels = check_labelled(self, X, y, reset=not started)
         _check_declared(labels, classes)
@@ -113,16 +114,22 @@ class LDAProbe(LinearBase):
         union = np.unique(np.concatenate([old, labels]))
         require_classes(self, union, len(labels))
         with one_blas_thread():
-            known = self.statistics_ if started else ClassStatistics.around(rows, 0)
+            known = self._known() if started else ClassStatistics.around(rows, 0)
             known = known.relabelled(np.searchsorted(union, old), len(union))
-            self.statistics_ = known.add(rows, np.searchsorted(union, labels))
-            self.classes_ = union
+            self._statistics = known.add(rows, np.searchsorted(union, labels))
+            self._rows, self.classes_ = None, union
             if not started:
                 self._choose(None, path, "")
-            center, scale = self.statistics_.standardization()
+            center, scale = self._statistics.standardization()
             design = Design(rows, center, scale, None)
-            self._solve(self.statistics_.moved(center, scale), design)
+            self._solve(self._statistics.moved(center, scale), design)
         return self
+
+    def _known(self) -> ClassStatistics:
+        """Statistics of all rows so far; kept as rows where these are fewer than features."""
+        if self._rows is not None:
+            return ClassStatistics.around(self._rows[0], len(self.classes_)).add(*self._rows)
+        return cast("ClassStatistics", self._statistics)
 
     def _path(self) -> list[float]:
         given = SHRINKAGES if self.shrinkages is None else self.shrinkages
@@ -146,8 +153,9 @@ class LDAProbe(LinearBase):
             len(path) * class_count,
         )
         self._choose(judged, path, how)
-        raw = prepared.raw
-        self.statistics_ = raw or ClassStatistics.around(X, class_count).add(X, codes)
+        self._rows, self._statistics = (X, codes), prepared.raw
+        if prepared.raw is not None:
+            self._rows = None
         self._solve(prepared.total, prepared.design)
 
     def _choose(self, judged: Judged | None, path: list[float], how: str) -> None:

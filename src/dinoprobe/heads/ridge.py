@@ -95,9 +95,12 @@ class RidgeProbe(LinearBase):
         rows, codes = check_training(self, X, y)
         path = self._path(len(rows))
         with one_blas_thread():
-            assigned, how = self._folds(codes, groups, folds)
-            prepared = prepare(rows, codes, len(self.classes_), assigned)
-            judged = self._judge(prepared, codes, assigned, path)
+            judging, how = self._folds(codes, groups, folds)
+            none = np.full(len(codes), -1)
+            prepared = prepare(
+                rows, codes, len(self.classes_), none if judging is None else judging
+            )
+            judged = self._judge(prepared, codes, judging, path)
             self._choose(judged, path, how, len(rows))
             weight, intercept = regressions(prepared.total, [self.alpha_])[0]
             weight, intercept = weight / self.temperature_, intercept / self.temperature_
@@ -112,20 +115,20 @@ class RidgeProbe(LinearBase):
 
     def _folds(
         self, codes: Codes, groups: Sequence[Any] | None, folds: npt.ArrayLike | None
-    ) -> tuple[Codes, str]:
-        """Folds, none where each row is left out in turn, and what judges, in words."""
+    ) -> tuple[Codes | None, str]:
+        """Folds, None where each row is left out in turn, and what judges, in words."""
         if groups is None and folds is None:
-            return np.full(len(codes), -1), "leave-one-out scores"
+            return None, "leave-one-out scores"
         assigned, origin = assign_folds(codes, groups, folds, self.cv, self.random_state)
         judging = few_folds(assigned)
         return judging, in_words(assigned, judging, codes, origin)
 
     def _judge(
-        self, prepared: Prepared, codes: Codes, folds: Codes, path: list[float]
+        self, prepared: Prepared, codes: Codes, folds: Codes | None, path: list[float]
     ) -> Judged | None:
         if len(path) == 1 and self.temperature is not None:
             return None
-        if not (folds >= 0).any():
+        if folds is None:
             return judge_left_out(prepared, codes, path)
         return judge_on_folds(
             prepared.design,
