@@ -121,6 +121,14 @@ class TestLDA:
         with pytest.raises(ValueError, match="11 features"):
             LDAProbe().fit(X, y).partial_fit(X[:, :11], y)
 
+    def test_one_row_a_class_is_not_too_sure(self):
+        X, y = noisy(n=404, d=200, noise=4)
+        rest = slice(4, None)
+        first = np.unique(y, return_index=True)[1]
+        probe = LDAProbe().fit(X[first], y[first])
+        own = probe.predict_proba(X[rest])[np.arange(400), np.searchsorted(probe.classes_, y[rest])]
+        assert -np.log(own).mean() < 1.5 * np.log(4)
+
     def test_equal_accuracy_goes_by_tempered_log_loss(self):
         """All strengths are right; at temperature 1 the least shrunk one has no loss at all."""
         X, y = noisy(n=60, d=100, noise=0.8)

@@ -43,6 +43,9 @@ SHRINKAGES = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 DEFAULT_SHRINKAGE = 0.1
 SMALLEST_VARIANCE = 1e-6
 """Of standardised features within classes, in the mean; below it float32 products are rounding."""
+LONE_VARIANCE = 0.2
+"""Of each feature, times their number, where every class has one row and nothing tells. Features
+vary together in a few dozen directions, so squared distances are as uncertain as that."""
 
 
 class LDAProbe(LinearBase):
@@ -190,7 +193,7 @@ def discriminants(
         priors = np.log(counts / statistics.count)
     within = statistics.within()
     if statistics.count <= np.count_nonzero(counts):
-        within = np.eye(len(mean))
+        within = np.eye(len(mean)) * max(varying * LONE_VARIANCE, 1)
     sphere = max(within.trace() / max(varying, 1), SMALLEST_VARIANCE)
     weights = _whitened(within, sphere, means, shrinkages)
     return [
