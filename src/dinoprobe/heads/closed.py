@@ -226,9 +226,9 @@ def _judge_rows(
 
 def few_folds(folds: Codes) -> Codes:
     """The same folds, up to the one with which `JUDGED_ROWS` rows have judged; -1 from there."""
-    sizes = np.bincount(folds[folds >= 0]) if (folds >= 0).any() else np.zeros(1, dtype=np.intp)
-    needed = np.concatenate([[0], np.cumsum(sizes)[:-1]]) < JUDGED_ROWS
-    return np.where((folds >= 0) & needed[folds], folds, -1)
+    numbers, counts = np.unique(folds[folds >= 0], return_counts=True)
+    needed = numbers[np.cumsum(counts) - counts < JUDGED_ROWS]
+    return np.where(np.isin(folds, needed), folds, -1)
 
 
 def in_words(folds: Codes, judging: Codes, codes: Codes, origin: str) -> str:

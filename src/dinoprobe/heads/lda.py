@@ -156,9 +156,8 @@ class LDAProbe(LinearBase):
             len(path) * class_count,
         )
         self._choose(judged, path, how)
-        self._rows, self._statistics = (X, codes), prepared.raw
-        if prepared.raw is not None:
-            self._rows = None
+        self._statistics = prepared.raw
+        self._rows = (X.copy(), codes) if prepared.raw is None else None
         self._solve(prepared.total, prepared.design)
 
     def _choose(self, judged: Judged | None, path: list[float], how: str) -> None:
