@@ -35,10 +35,11 @@ THUMBNAIL_SIZE_PX = 128
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Figures, and one row for each labelled image in the order of the features."""
+    """Figures, and one row and content hash for each labelled image, in the features' order."""
 
     evaluation: Evaluation
     predictions: tuple[Row, ...]
+    hashes: tuple[str, ...]
 
     def confident_mistakes(self, limit: int = THUMBNAILS) -> list[Row]:
         """Wrong predictions, the most probable first."""
@@ -72,7 +73,7 @@ def judge(classifier: ImageClassifier, features: Features) -> Outcome:
     names = classifier.classes
     rows = zip(features.keys, labels, best, probabilities.max(axis=1), strict=True)
     predictions = tuple(Row(key, true, names[i], float(p)) for key, true, i, p in rows)
-    return Outcome(evaluate(labels, probabilities, names), predictions)
+    return Outcome(evaluate(labels, probabilities, names), predictions, features.hashes)
 
 
 def count_parts(
@@ -94,10 +95,10 @@ def write_outcome(
     indent = 2 if len(classifier.classes) <= MAX_INDENTED_CLASSES else None
     document = to_json(evaluation_document(classifier, outcome, context), indent=indent)
     write_atomic(folder / "evaluation.json", document + b"\n")
-    header = ("key", "label", "predicted", "probability", "correct")
+    header = ("key", "label", "predicted", "probability", "correct", "content_hash")
     rows = [
-        (row.key, row.true, row.predicted, f"{row.probability:.6f}", int(row.true == row.predicted))
-        for row in outcome.predictions
+        (*row[:3], f"{row.probability:.6f}", int(row.true == row.predicted), content_hash)
+        for row, content_hash in zip(outcome.predictions, outcome.hashes, strict=True)
     ]
     write_table(folder / "predictions.csv", header, rows)
     write_failures(folder / "failures.csv", context.failures)

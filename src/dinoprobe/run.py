@@ -4,7 +4,7 @@ config.json       every option, resolved: `dinoprobe train --config` repeats the
 split.csv         key, label, split, group, content_hash
 classifier/       see classifier.py
 evaluation.json   figures with intervals, protocol, versions
-predictions.csv   the test part: key, label, predicted, probability, correct
+predictions.csv   the test part: key, label, predicted, probability, correct, content_hash
 suspects.csv      training labels that out-of-fold predictions contradict
 failures.csv      images that could not be used, with the reason
 metrics.jsonl     what was measured while fitting, a line per event

@@ -413,3 +413,32 @@ def test_an_out_directory_in_use_is_refused_before_any_work(
     (tmp_path / "x").write_text("")
     found = document("train", photos, "-e", vit, "--out", tmp_path, code=2)
     assert "not an empty directory" in str(found["message"])
+
+
+def test_two_runs_are_compared_on_their_common_images(
+    run: tuple[Path, dict[str, object]], photos: Path, vit: Path, tmp_path: Path
+) -> None:
+    arguments = ("--encoder", vit, "--store", run[0].parent / "store", "--out", tmp_path / "knn")
+    other = document("train", photos, *arguments, "--head", "knn")
+    found = document("compare", run[0], tmp_path / "knn")
+    assert found["schema"] == "dinoprobe.compare/1"
+    assert (found["n"], found["matched_by"]) == (12, "content hash")
+    assert found["a"]["accuracy"] == 1.0  # type: ignore[index]
+    assert found["b"]["accuracy"] == other["accuracy"]  # type: ignore[index]
+    counts = [found[key] for key in ("both_right", "only_a", "only_b", "both_wrong")]
+    assert counts == [12, 0, 0, 0] if other["accuracy"] == 1.0 else sum(counts) == 12
+    for side in ("a", "b"):
+        assert set(found[side]) <= DESCRIBED  # type: ignore[call-overload]
+    shown = invoke("compare", run[0], tmp_path / "knn")
+    assert shown.exit_code == 0
+    assert str(found["verdict"]) in shown.stdout
+    refused = document("compare", run[0], tmp_path / "knn", "--at-least", 13, code=2)
+    assert "12 images in common" in str(refused["message"])
+
+
+def test_an_evaluation_is_compared_with_another(
+    run: tuple[Path, dict[str, object]], photos: Path, tmp_path: Path
+) -> None:
+    evaluated = document("evaluate", run[0], "--out", tmp_path / "again")
+    found = document("compare", run[0], str(evaluated["run"]))
+    assert (found["n"], found["p_value"], found["difference"]) == (12, 1.0, 0.0)

@@ -8,6 +8,7 @@ import typer
 
 from dinoprobe import __version__
 from dinoprobe.cli.bench import app as bench
+from dinoprobe.cli.compare import compare
 from dinoprobe.cli.demo import demo
 from dinoprobe.cli.doctor import doctor
 from dinoprobe.cli.embed import embed
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for verb in (demo, train, evaluate, predict, embed, models, pull, doctor):
+for verb in (demo, train, evaluate, compare, predict, embed, models, pull, doctor):
     app.command()(verb)
 app.add_typer(bench, name="bench")
 
