@@ -6,15 +6,14 @@ Out-of-fold predictions on the training part: each row is judged by a head fitte
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+import numpy as np
 
-    from dinoprobe.heads import ProbeBase
-    from dinoprobe.types import Features
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dinoprobe.heads import OutOfFold
 
 MINIMUM_MARGIN = 0.5
 
@@ -30,38 +29,25 @@ class Suspect(NamedTuple):
 
 
 def suspicious_labels(
-    head: ProbeBase, features: Features, folds: npt.NDArray[np.intp], *, limit: int = 1000
+    judged: OutOfFold, keys: Sequence[str], *, limit: int = 1000
 ) -> list[Suspect]:
     """Rows whose label another class beats by `MINIMUM_MARGIN`, the most doubtful first.
 
-    `head` is an estimator with its hyper-parameters already chosen; copies of it are fitted.
-    `folds` `(n,)` is each row's fold, or -1 for rows that are never judged.
+    `keys` are those of all rows of the training part.
     """
-    from sklearn.base import clone
-
-    suspects: list[Suspect] = []
-    for fold in sorted(set(folds.tolist()) - {-1}):
-        rows = (folds == fold).nonzero()[0]
-        others = (folds != fold).nonzero()[0]
-        if len(set(features.y[others])) < 2:
-            continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # said of the head itself where it matters
-            fitted = clone(head).fit(features.X[others], features.y[others])
-        suspects += _judge(fitted, features, rows)
-    suspects.sort(key=lambda suspect: suspect.label_probability - suspect.probability)
-    return suspects[:limit]
-
-
-def _judge(head: ProbeBase, features: Features, rows: npt.NDArray[np.intp]) -> list[Suspect]:
-    classes = [str(name) for name in head.classes_]
-    column = {name: position for position, name in enumerate(classes)}
-    found = []
-    for row, probabilities in zip(rows, head.predict_proba(features.X[rows]), strict=True):
-        label = str(features.y[row])
-        best = int(probabilities.argmax())
-        own = float(probabilities[column[label]]) if label in column else 0.0
-        top = float(probabilities[best])
-        if label in column and top - own >= MINIMUM_MARGIN:
-            found.append(Suspect(features.keys[row], label, classes[best], top, own))
-    return found
+    best = judged.probabilities.argmax(axis=1)
+    each = np.arange(len(judged))
+    top, own = judged.probabilities[each, best], judged.probabilities[each, judged.codes]
+    doubtful = np.flatnonzero(top - own >= MINIMUM_MARGIN)
+    order = doubtful[np.argsort((own - top)[doubtful], kind="stable")][:limit]
+    names = [str(name) for name in judged.classes]
+    return [
+        Suspect(
+            keys[judged.rows[i]],
+            names[judged.codes[i]],
+            names[best[i]],
+            float(top[i]),
+            float(own[i]),
+        )
+        for i in order
+    ]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dinoprobe.audit import suspicious_labels
-from dinoprobe.heads import LogisticProbe
+from dinoprobe.audit import Suspect, suspicious_labels
+from dinoprobe.heads import LogisticProbe, out_of_fold
 from dinoprobe.types import Features
 
 
@@ -26,26 +26,31 @@ def blobs(n: int = 120) -> Features:
     )
 
 
+def suspects_of(data: Features, folds: np.ndarray, C: float = 1.0, **options: int) -> list[Suspect]:
+    judged = out_of_fold(LogisticProbe(C=C), data.X, data.y, folds)
+    return suspicious_labels(judged, data.keys, **options)
+
+
 def test_planted_wrong_labels_come_first() -> None:
     data = blobs()
     data.y[[0, 30]] = "b"
-    suspects = suspicious_labels(LogisticProbe(C=1.0), data, np.arange(120) % 5)
+    suspects = suspects_of(data, np.arange(120) % 5)
     assert {suspect.key for suspect in suspects[:2]} == {"0", "30"}
     assert all(s.label == "b" and s.predicted == "a" for s in suspects[:2])
     assert suspects[0].probability > suspects[0].label_probability + 0.5
 
 
 def test_sound_labels_are_left_alone() -> None:
-    assert suspicious_labels(LogisticProbe(C=1.0), blobs(), np.arange(120) % 5) == []
+    assert suspects_of(blobs(), np.arange(120) % 5) == []
 
 
 def test_rows_without_a_fold_are_never_judged() -> None:
     data = blobs()
     data.y[0] = "b"
-    assert suspicious_labels(LogisticProbe(C=1.0), data, np.full(120, -1)) == []
+    assert suspects_of(data, np.full(120, -1)) == []
 
 
 def test_the_limit_holds() -> None:
     data = blobs()
     data.y[:30] = np.roll(data.y[:30], 1)
-    assert len(suspicious_labels(LogisticProbe(C=0.1), data, np.arange(120) % 5, limit=3)) == 3
+    assert len(suspects_of(data, np.arange(120) % 5, 0.1, limit=3)) == 3

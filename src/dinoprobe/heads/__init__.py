@@ -11,6 +11,7 @@ from dinoprobe.heads.names import check_options, head_from_name
 from dinoprobe.heads.neighbors import KNNProbe
 from dinoprobe.heads.prototype import PrototypeProbe
 from dinoprobe.heads.ridge import RidgeProbe
+from dinoprobe.heads.out_of_fold import OutOfFold, out_of_fold
 from dinoprobe.heads.state import from_state, to_state
 from dinoprobe.heads.wrapped import SklearnProbe, sklearn_probe, with_random_state
 
@@ -21,6 +22,7 @@ __all__ = [
     "LinearProbe",
     "LinearTraining",
     "LogisticProbe",
+    "OutOfFold",
     "ProbeBase",
     "PrototypeProbe",
     "RidgeProbe",
@@ -28,6 +30,7 @@ __all__ = [
     "check_options",
     "from_state",
     "head_from_name",
+    "out_of_fold",
     "sklearn_probe",
     "to_state",
     "with_random_state",

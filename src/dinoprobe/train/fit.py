@@ -15,6 +15,7 @@ from dinoprobe.heads import (
     LinearProbe,
     SklearnProbe,
     head_from_name,
+    out_of_fold,
     with_random_state,
 )
 from dinoprobe.online import fit_online
@@ -65,9 +66,10 @@ def fit(
     else:
         fitted, failures = fit_head(head, training, folds), []
         events = _events(fitted, say)
-    suspects = suspicious_labels(
-        frozen_choice(fitted), training, dealt_folds(training, seed=config.seed)
+    judged = out_of_fold(
+        frozen_choice(fitted), training.X, training.y, dealt_folds(training, seed=config.seed)
     )
+    suspects = suspicious_labels(judged, training.keys)
     return Fit(fitted, events, failures, suspects)
 
 
