@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dinoprobe.audit import Suspect
+    from dinoprobe.calibration import Calibration
     from dinoprobe.classifier import ImageClassifier
     from dinoprobe.types import Dataset, Failure, Features
 
@@ -63,6 +64,7 @@ class Context:
     events: Sequence[Mapping[str, Any]] = ()
     baseline: Baseline | None = None
     suspects: Sequence[Suspect] = ()
+    calibration: Calibration | None = None
 
 
 def judge(classifier: ImageClassifier, features: Features) -> Outcome:
@@ -112,6 +114,7 @@ def evaluation_document(
     return {
         "schema": "dinoprobe.evaluation/1",
         **outcome.evaluation.to_dict(),
+        "calibration": context.calibration and context.calibration.to_dict(),
         "n_train": context.n_train,
         "failed": len(context.failures),
         "encoder": classifier.encoder.name,
@@ -172,6 +175,7 @@ def report_input(classifier: ImageClassifier, outcome: Outcome, context: Context
         predictions=outcome.predictions,
         suspects=[Row(*suspect[:4]) for suspect in context.suspects],
         thumbnails=_thumbnails(context, outcome, classifier.encoder.preprocessing.bands),
+        calibration=str(context.calibration or ""),
         selection=_selection(context.events),
         epochs=_epochs(context.events),
         counts=context.counts,

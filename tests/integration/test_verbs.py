@@ -442,3 +442,65 @@ def test_an_evaluation_is_compared_with_another(
     evaluated = document("evaluate", run[0], "--out", tmp_path / "again")
     found = document("compare", run[0], str(evaluated["run"]))
     assert (found["n"], found["p_value"], found["difference"]) == (12, 1.0, 0.0)
+
+
+def train_again(run: tuple[Path, dict[str, object]], *arguments: object, code: int = 0) -> dict:  # type: ignore[type-arg]
+    config = json.loads((run[0] / "config.json").read_text())
+    place = ("--encoder", config["encoder"]["name"], "--store", run[0].parent / "store")
+    return document("train", config["data"]["source"], *place, *arguments, code=code)
+
+
+def test_a_logistic_head_is_calibrated_and_says_so(
+    run: tuple[Path, dict[str, object]], tmp_path: Path
+) -> None:
+    path, found = run
+    calibration = found["calibration"]
+    assert set(calibration) <= DESCRIBED  # type: ignore[call-overload]
+    assert calibration["n"] == 48  # type: ignore[index]
+    evaluation = json.loads((path / "evaluation.json").read_text())
+    assert evaluation["calibration"] == calibration
+    assert evaluation["expected_calibration_error"] == calibration["test_error_after"]  # type: ignore[index]
+    assert json.loads((path / "config.json").read_text())["calibrate"] is True
+    assert "Calibrated by temperature" in (path / "report.html").read_text()
+    head = json.loads((path / "classifier" / "config.json").read_text())["training"]["head"]
+    assert head["temperature"] == calibration["temperature"]  # type: ignore[index]
+
+    plain = train_again(run, "--no-calibrate", "--out", tmp_path / "plain")
+    assert plain["calibration"] is None
+    assert plain["accuracy"] == found["accuracy"]
+    before = json.loads((tmp_path / "plain" / "evaluation.json").read_text())
+    assert before["expected_calibration_error"] == pytest.approx(
+        calibration["test_error_before"],  # type: ignore[index]
+        abs=1e-5,
+    )
+    again = document(
+        "train", "--config", tmp_path / "plain" / "config.json", "--out", tmp_path / "c"
+    )
+    assert again["calibration"] is None
+    shown = invoke("train", "--config", path / "config.json", "--out", tmp_path / "shown")
+    assert "Calibrated by temperature" in shown.stdout
+
+
+def test_other_heads_are_calibrated_where_that_is_asked_for_and_possible(
+    run: tuple[Path, dict[str, object]], tmp_path: Path
+) -> None:
+    linear = ("--head", "linear", "--epochs", 2)
+    assert train_again(run, *linear, "--out", tmp_path / "a")["calibration"] is None
+    found = train_again(run, *linear, "--calibrate", "--out", tmp_path / "b")
+    assert found["calibration"]["log_loss_after"] < found["calibration"]["log_loss_before"]
+    refused = train_again(run, "--head", "knn", "--calibrate", code=2)
+    assert "can not be calibrated" in str(refused["message"])
+    refused = train_again(run, *linear, "--on-the-fly", "--calibrate", code=2)
+    assert "trained on the fly" in str(refused["message"])
+
+
+def test_a_given_validation_part_calibrates(photos: Path, vit: Path, tmp_path: Path) -> None:
+    lines = ["image_path,label,split"]
+    for name in COLOURS:
+        for i in range(20):
+            part = "test" if i < 5 else "val" if i < 9 else "train"
+            lines.append(f"{photos}/{name}/{i:02d}.png,{name},{part}")
+    (tmp_path / "table.csv").write_text("\n".join(lines) + "\n")
+    place = ("--encoder", vit, "--store", tmp_path / "store", "--out", tmp_path / "run")
+    found = document("train", tmp_path / "table.csv", *place)
+    assert found["calibration"]["n"] == 12  # type: ignore[index]

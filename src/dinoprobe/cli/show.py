@@ -22,6 +22,9 @@ def show_outcome(console: Console, folder: Path, outcome: Outcome, context: Cont
     evaluation = outcome.evaluation
     console.line()
     console.table(_figures(evaluation), right=[1])
+    if context.calibration is not None:
+        console.line()
+        console.line(str(context.calibration))
     _show_confusions(console, evaluation)
     console.line()
     if context.failures:

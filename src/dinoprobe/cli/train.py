@@ -67,6 +67,15 @@ def train(
             help="With --on-the-fly: crop+flip, crop, flip or none.", rich_help_panel=_HEAD
         ),
     ] = "crop+flip",
+    calibrate: Annotated[
+        bool | None,
+        typer.Option(
+            "--calibrate/--no-calibrate",
+            show_default=False,
+            rich_help_panel=_HEAD,
+            help="Fit a temperature out of fold (default: for logistic).",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the split, the folds and the head.")] = 0,
     test_fraction: Annotated[
         float,
@@ -158,6 +167,7 @@ def train(
                 head_options=_head_options(linear, head_option or []),
                 on_the_fly=on_the_fly,
                 augment=augment,
+                calibrate=calibrate,
                 seed=seed,
                 test_fraction=test_fraction,
                 batch_size=batch_size,

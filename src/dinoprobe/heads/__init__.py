@@ -3,15 +3,16 @@
 Importing this package imports torch and scikit-learn; callers do it inside functions.
 """
 
-from dinoprobe.heads.base import Head, ProbeBase
+from dinoprobe.heads.base import Head, LinearBase, ProbeBase
+from dinoprobe.heads.calibration import apply_temperature, at_temperature, fit_temperature
 from dinoprobe.heads.lda import LDAProbe
 from dinoprobe.heads.linear import LinearProbe, LinearTraining
 from dinoprobe.heads.logistic import LogisticProbe
 from dinoprobe.heads.names import check_options, head_from_name
 from dinoprobe.heads.neighbors import KNNProbe
+from dinoprobe.heads.out_of_fold import OutOfFold, out_of_fold
 from dinoprobe.heads.prototype import PrototypeProbe
 from dinoprobe.heads.ridge import RidgeProbe
-from dinoprobe.heads.out_of_fold import OutOfFold, out_of_fold
 from dinoprobe.heads.state import from_state, to_state
 from dinoprobe.heads.wrapped import SklearnProbe, sklearn_probe, with_random_state
 
@@ -19,6 +20,7 @@ __all__ = [
     "Head",
     "KNNProbe",
     "LDAProbe",
+    "LinearBase",
     "LinearProbe",
     "LinearTraining",
     "LogisticProbe",
@@ -27,7 +29,10 @@ __all__ = [
     "PrototypeProbe",
     "RidgeProbe",
     "SklearnProbe",
+    "apply_temperature",
+    "at_temperature",
     "check_options",
+    "fit_temperature",
     "from_state",
     "head_from_name",
     "out_of_fold",

@@ -74,6 +74,7 @@ class LinearBase(ProbeBase):
 
     coef_: Float32s
     intercept_: Float32s
+    temperature_: float
 
     def logits(self, X: npt.ArrayLike) -> Float64s:
         """Scores `(n, k)` before the softmax; also for two classes."""
@@ -90,9 +91,10 @@ class LinearBase(ProbeBase):
         return softmax(self.logits(X))
 
     def set_linear(self, weight: Float64s, intercept: Float64s) -> None:
-        """Keep what was fitted, rounded to float32."""
+        """Keep what was fitted, rounded to float32, at the temperature 1."""
         self.coef_ = weight.astype(np.float32)
         self.intercept_ = intercept.astype(np.float32)
+        self.temperature_ = 1.0
 
 
 def check_training(head: ProbeBase, X: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Any, Codes]:

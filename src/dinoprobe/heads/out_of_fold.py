@@ -43,6 +43,13 @@ class OutOfFold:
         """The label of each row."""
         return [str(label) for label in self.classes[self.codes]]
 
+    def spread(self, limit: int) -> OutOfFold:
+        """At most `limit` of the rows, evenly spaced over the folds."""
+        if len(self) <= limit:
+            return self
+        kept = np.linspace(0, len(self) - 1, limit).astype(np.intp)
+        return OutOfFold(self.classes, self.rows[kept], self.codes[kept], self.probabilities[kept])
+
 
 def out_of_fold(
     head: ProbeBase, X: npt.NDArray[np.floating], y: npt.NDArray[Any], folds: npt.ArrayLike
@@ -53,19 +60,16 @@ def out_of_fold(
     folds lack, are left out.
     """
     classes, codes = np.unique(y, return_inverse=True)
-    rows: list[Codes] = []
-    found: list[Float64s] = []
-    for train, validation in split_folds(check_folds(folds, len(y)), codes):
+    parts = list(split_folds(check_folds(folds, len(y)), codes))
+    rows = np.concatenate([np.empty(0, dtype=np.intp), *(part[1] for part in parts)])
+    probabilities = np.zeros((len(rows), len(classes)))
+    start = 0
+    for train, validation in parts:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said of the head itself where it matters
             fitted: ProbeBase = clone(head).fit(X[train], y[train])
-        probabilities = np.zeros((len(validation), len(classes)))
         columns = np.searchsorted(classes, fitted.classes_)
-        probabilities[:, columns] = np.maximum(fitted.predict_proba(X[validation]), SMALLEST)
-        rows.append(validation)
-        found.append(probabilities)
-    if not rows:
-        empty = np.empty(0, dtype=np.intp)
-        return OutOfFold(classes, empty, empty, np.empty((0, len(classes))))
-    order = np.concatenate(rows)
-    return OutOfFold(classes, order, codes[order], np.concatenate(found))
+        found = np.maximum(fitted.predict_proba(X[validation]), SMALLEST)
+        probabilities[start : start + len(validation), columns] = found
+        start += len(validation)
+    return OutOfFold(classes, rows, codes[rows], probabilities)

@@ -71,7 +71,7 @@ class ReportInput:
 
     `suspects` are training images with their label as `true`, the most doubtful first.
     `counts` are images by split and class, `ignored` files that are not images by reason.
-    `thumbnails` are small JPEG, PNG or WebP files by key.
+    `calibration` is a sentence. `thumbnails` are small JPEG, PNG or WebP files by key.
     """
 
     dataset: str
@@ -83,6 +83,7 @@ class ReportInput:
     predictions: Sequence[Prediction] = ()
     suspects: Sequence[Prediction] = ()
     thumbnails: Mapping[str, bytes] = field(default_factory=dict)
+    calibration: str = ""
     selection: Sequence[SelectionPoint] = ()
     epochs: Sequence[EpochPoint] = ()
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from dinoprobe.datasets import DataSettings
 from dinoprobe.encoder import EncoderSettings
 from dinoprobe.errors import ConfigurationError
 from dinoprobe.heads import (
+    LinearBase,
     LinearProbe,
     SklearnProbe,
     check_options,
@@ -28,6 +29,7 @@ AUGMENTATIONS = {
     "none": Augmentation(scale=(1.0, 1.0), flip=0.0),
 }
 DEFAULT_AUGMENTATION = "crop+flip"
+CALIBRATED_HEADS = ("logistic",)
 CONFIG_SCHEMA = "dinoprobe.config/1"
 
 
@@ -36,7 +38,8 @@ class TrainConfig:
     """Every option of `dinoprobe train`, resolved; config.json of a run holds it.
 
     `head_options` go to the head's constructor. `on_the_fly` trains the linear head on images
-    augmented as `augment` says (one of AUGMENTATIONS), the encoder inside the loop. `store` is a
+    augmented as `augment` says (one of AUGMENTATIONS), the encoder inside the loop. `calibrate`
+    fits a temperature out of fold; None does so for the heads of CALIBRATED_HEADS. `store` is a
     place for features, None for the default.
     """
 
@@ -46,6 +49,7 @@ class TrainConfig:
     head_options: dict[str, Any] = field(default_factory=dict)
     on_the_fly: bool = False
     augment: str = DEFAULT_AUGMENTATION
+    calibrate: bool | None = None
     seed: int = 0
     test_fraction: float = 0.2
     batch_size: int | None = None
@@ -82,6 +86,7 @@ def _check_types(config: TrainConfig) -> None:
         "test_fraction": (float,),
         "batch_size": (int, NoneType),
         "on_the_fly": (bool,),
+        "calibrate": (bool, NoneType),
         "bundle_encoder": (bool,),
         "store": (str, NoneType),
     }
@@ -122,6 +127,7 @@ def resolved(config: TrainConfig, encoder: Encoder) -> TrainConfig:
         encoder=replace(
             config.encoder, name=encoder.name, pooling=encoder.pooling, **_precision(encoder)
         ),
+        calibrate=wants_calibration(config),
         store=config.store and absolute(config.store),
     )
 
@@ -148,8 +154,17 @@ def check_head(config: TrainConfig) -> None:
     if config.on_the_fly and isinstance(head, LinearProbe) and head.standardize:
         msg = "standardize needs all features at once, which on-the-fly training never has."
         raise ConfigurationError(msg)
+    if config.calibrate and (config.on_the_fly or not isinstance(head, LinearBase)):
+        how = "trained on the fly" if config.on_the_fly else "without logits"
+        msg = f"head '{config.head}', {how}, can not be calibrated. Leave out --calibrate."
+        raise ConfigurationError(msg)
     if not isinstance(head, SklearnProbe):
         check_options(head)
+
+
+def wants_calibration(config: TrainConfig) -> bool:
+    """Whether a temperature is fitted."""
+    return config.head in CALIBRATED_HEADS if config.calibrate is None else config.calibrate
 
 
 def head_options(config: TrainConfig) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
 from dinoprobe.audit import Suspect, suspicious_labels
+from dinoprobe.calibration import Calibration, calibrate
 from dinoprobe.errors import DinoprobeError, HeadError
 from dinoprobe.heads import (
     LinearProbe,
@@ -20,7 +21,7 @@ from dinoprobe.heads import (
 )
 from dinoprobe.online import fit_online
 from dinoprobe.partition import dealt_folds, selection_folds
-from dinoprobe.train.config import AUGMENTATIONS, TrainConfig, head_options
+from dinoprobe.train.config import AUGMENTATIONS, TrainConfig, head_options, wants_calibration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dinoprobe.encoder import Encoder
-    from dinoprobe.heads import ProbeBase
+    from dinoprobe.heads import OutOfFold, ProbeBase
     from dinoprobe.partition import Partition
     from dinoprobe.preprocess import Augmentation
     from dinoprobe.types import Dataset, Failure, Features
@@ -43,6 +44,7 @@ class Fit:
     events: list[dict[str, Any]]
     failures: list[Failure]
     suspects: list[Suspect]
+    calibration: Calibration | None = None
 
 
 def fit(
@@ -66,11 +68,24 @@ def fit(
     else:
         fitted, failures = fit_head(head, training, folds), []
         events = _events(fitted, say)
-    judged = out_of_fold(
-        frozen_choice(fitted), training.X, training.y, dealt_folds(training, seed=config.seed)
-    )
-    suspects = suspicious_labels(judged, training.keys)
-    return Fit(fitted, events, failures, suspects)
+    choice = frozen_choice(fitted)
+    audited = out_of_fold(choice, training.X, training.y, dealt_folds(training, seed=config.seed))
+    calibration = None
+    if wants_calibration(config):
+        judged = audited
+        if "val" in kept:
+            judged = out_of_fold(choice, training.X, training.y, folds)
+        calibration = _calibrated(fitted, judged, say)
+    return Fit(fitted, events, failures, suspicious_labels(audited, training.keys), calibration)
+
+
+def _calibrated(
+    head: ProbeBase, judged: OutOfFold, say: Callable[[str], None]
+) -> Calibration | None:
+    if len(judged):
+        return calibrate(head, judged)
+    say("Not calibrated: no class has rows to train and to validate.")
+    return None
 
 
 def _fit_online(
@@ -161,6 +176,8 @@ def chosen(head: ProbeBase) -> dict[str, Any]:
     names = {"C": "strength"}
     found = {names.get(name, name): getattr(head, f"{name}_", None) for name in head.selects}
     found["selection"] = getattr(head, "selection_", None)
+    if (temperature := getattr(head, "temperature_", 1.0)) != 1.0:
+        found["temperature"] = temperature
     return {name: value for name, value in found.items() if value is not None}
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from dinoprobe.calibration import tested
 from dinoprobe.classifier import ImageClassifier, training_digest
 from dinoprobe.datasets import write_split
 from dinoprobe.encoder import open_encoder
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dinoprobe.audit import Suspect
+    from dinoprobe.calibration import Calibration
     from dinoprobe.encoder.hub import Transfer
     from dinoprobe.engine import Embedding
     from dinoprobe.partition import Partition
@@ -109,8 +111,19 @@ def train(
         baseline=baseline,
         suspects=fitted.suspects,
     )
-    outcome = judge(classifier, features.select(parts.rows("test")))
+    test = features.select(parts.rows("test"))
+    outcome = judge(classifier, test)
+    if fitted.calibration is not None:
+        calibration = _tested(fitted.calibration, classifier, test, outcome)
+        context = replace(context, calibration=calibration)
     return _save(resolved(config, encoder), classifier, embedding, parts, fitted, context, outcome)
+
+
+def _tested(
+    calibration: Calibration, classifier: ImageClassifier, test: Features, outcome: Outcome
+) -> Calibration:
+    labels = [str(label) for label in test.y]
+    return tested(calibration, labels, classifier.predict_features(test.X), outcome.evaluation)
 
 
 def _training(
@@ -188,6 +201,7 @@ def _summary(
     return {
         **outcome_summary(SCHEMA, run, classifier, outcome, context),
         "head": config.head,
+        "calibration": context.calibration and context.calibration.to_dict(),
         "backend": classifier.encoder.backend,
         "precision": classifier.encoder.precision,
         "embedded": embedding.embedded,

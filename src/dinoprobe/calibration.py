@@ -1,0 +1,96 @@
+"""How far probabilities are from the share that is right, before and after a temperature."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from dinoprobe.evaluation import evaluate
+from dinoprobe.heads import apply_temperature, at_temperature, fit_temperature
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dinoprobe.evaluation import Evaluation
+    from dinoprobe.heads import OutOfFold, ProbeBase
+    from dinoprobe.heads.base import Float64s
+
+
+JUDGED_VALUES = 1 << 26
+"""At most so many probabilities (rows times classes), half a gigabyte, fit the temperature."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a temperature did. Errors are expected calibration errors, as in `Evaluation`.
+
+    Those before and after are over `n` out-of-fold predictions, on which the temperature itself was
+    fitted; those of the test part are None until `tested`.
+    """
+
+    temperature: float
+    n: int
+    error_before: float
+    error_after: float
+    log_loss_before: float
+    log_loss_after: float
+    test_error_before: float | None = None
+    test_error_after: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        before, after = _percent(self.error_before), _percent(self.error_after)
+        sentence = (
+            f"Calibrated by temperature {self.temperature:.3g}: calibration error {before} before "
+            f"and {after} after on {self.n:,} out-of-fold predictions"
+        )
+        if self.test_error_before is None or self.test_error_after is None:
+            return f"{sentence}."
+        before, after = _percent(self.test_error_before), _percent(self.test_error_after)
+        return f"{sentence}, {before} and {after} on the test part."
+
+
+def calibrate(head: ProbeBase, judged: OutOfFold) -> Calibration:
+    """Fit a temperature on out-of-fold predictions of `head`, and fold it into the head.
+
+    Raises HeadError without predictions, and for a head without logits.
+    """
+    judged = judged.spread(max(1, JUDGED_VALUES // len(judged.classes)))
+    temperature = fit_temperature(judged)
+    apply_temperature(head, temperature)
+    classes = [str(name) for name in judged.classes]
+    before = evaluate(judged.labels, judged.probabilities, classes)
+    scaled = at_temperature(judged.probabilities, temperature)
+    after = evaluate(judged.labels, scaled, classes)
+    return Calibration(
+        temperature=temperature,
+        n=len(judged),
+        error_before=before.expected_calibration_error,
+        error_after=after.expected_calibration_error,
+        log_loss_before=before.log_loss,
+        log_loss_after=after.log_loss,
+    )
+
+
+def tested(
+    calibration: Calibration, labels: Sequence[str], probabilities: Float64s, after: Evaluation
+) -> Calibration:
+    """The same with its errors on the test part.
+
+    `probabilities` `(n, k)` are those of the calibrated head, of which `after` was made.
+    """
+    before = evaluate(
+        labels, at_temperature(probabilities, 1 / calibration.temperature), after.classes
+    )
+    return replace(
+        calibration,
+        test_error_before=before.expected_calibration_error,
+        test_error_after=after.expected_calibration_error,
+    )
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dinoprobe import calibration
+from dinoprobe.calibration import Calibration, calibrate
+from dinoprobe.errors import HeadError
+from dinoprobe.evaluation import evaluate
+from dinoprobe.heads import (
+    KNNProbe,
+    LogisticProbe,
+    OutOfFold,
+    apply_temperature,
+    at_temperature,
+    fit_temperature,
+    from_state,
+    out_of_fold,
+    to_state,
+)
+from dinoprobe.heads.base import softmax
+from dinoprobe.heads.calibration import TEMPERATURES
+
+
+def judged_of(probabilities, codes):
+    classes = np.array([f"class {j}" for j in range(probabilities.shape[1])], dtype=object)
+    return OutOfFold(classes, np.arange(len(codes)), np.asarray(codes), probabilities)
+
+
+def drawn(n=4000, k=5, temperature=1.0, seed=0):
+    """Rows whose labels are drawn from their probabilities, shown at another temperature."""
+    rng = np.random.default_rng(seed)
+    right = softmax(2 * rng.normal(size=(n, k)))
+    codes = (right.cumsum(axis=1) < rng.random((n, 1))).sum(axis=1)
+    return judged_of(at_temperature(right, 1 / temperature), codes)
+
+
+def smoothed_loss(judged, temperature):
+    """The loss as the docstring says it: a row more, in which all classes are equally right."""
+    logs = np.log(at_temperature(judged.probabilities, temperature))
+    own = logs[np.arange(len(judged)), judged.codes].mean()
+    return -(len(judged) * own + logs.mean()) / (len(judged) + 1)
+
+
+def noisy(n=150, d=6, k=3, seed=0):
+    rng = np.random.default_rng(seed)
+    codes = np.arange(n) % k
+    X = rng.normal(size=(k, d))[codes] + 1.5 * rng.normal(size=(n, d))
+    return X.astype(np.float32), np.array([f"class {code}" for code in codes], dtype=object)
+
+
+@pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
+def test_the_temperature_that_was_put_in_is_found(temperature):
+    found = fit_temperature(drawn(temperature=temperature))
+    assert found == pytest.approx(temperature, rel=0.06)
+
+
+@pytest.mark.parametrize("n", [7, 60])
+def test_it_is_where_the_smoothed_loss_is_smallest(n):
+    judged = drawn(n, temperature=2.0)
+    found = fit_temperature(judged)
+    grid = np.geomspace(0.1, 20, 2001)
+    losses = [smoothed_loss(judged, temperature) for temperature in grid]
+    assert found == pytest.approx(grid[int(np.argmin(losses))], rel=0.003)
+    assert smoothed_loss(judged, found) <= min(losses) + 1e-12
+
+
+def test_predictions_without_a_mistake_do_not_become_certain():
+    n, k = 48, 3
+    sure = np.full((n, k), 0.1)
+    sure[np.arange(n), np.arange(n) % k] = 0.8
+    scaled = at_temperature(sure, fit_temperature(judged_of(sure, np.arange(n) % k)))
+    expected = (n + 1 / k) / (n + 1)
+    np.testing.assert_allclose(scaled.max(axis=1), expected, rtol=1e-6)
+
+
+def test_answers_at_random_end_at_the_bound():
+    rng = np.random.default_rng(0)
+    P = softmax(5 * rng.normal(size=(300, 4)))
+    assert fit_temperature(judged_of(P, P.argmin(axis=1))) == TEMPERATURES[1]
+
+
+def test_a_class_that_a_fold_lacks_stays_out():
+    judged = drawn(500, temperature=2.0)
+    wider = np.concatenate([judged.probabilities, np.zeros((500, 1))], axis=1)
+    assert fit_temperature(judged_of(wider, judged.codes)) == pytest.approx(fit_temperature(judged))
+    assert (at_temperature(wider, 3.0)[:, -1] == 0).all()
+
+
+def test_tiny_probabilities_of_the_label_are_survived():
+    P = np.array([[1.0, 2.3e-308], [0.5, 0.5], [2.3e-308, 1.0]])
+    found = fit_temperature(judged_of(P, [1, 0, 1]))
+    assert TEMPERATURES[0] <= found <= TEMPERATURES[1]
+
+
+def test_no_predictions_are_refused():
+    with pytest.raises(HeadError, match="no out-of-fold predictions"):
+        fit_temperature(judged_of(np.empty((0, 3)), np.empty(0, dtype=int)))
+
+
+def test_a_linear_head_takes_it_into_its_weights():
+    X, y = noisy()
+    head = LogisticProbe(C=1.0).fit(X, y)
+    before, answers = head.predict_proba(X), head.predict(X)
+    apply_temperature(head, 0.5)
+    np.testing.assert_allclose(head.predict_proba(X), at_temperature(before, 0.5), atol=1e-6)
+    np.testing.assert_array_equal(head.predict(X), answers)
+    assert head.temperature_ == 0.5
+    state, arrays = to_state(head)
+    assert (state["kind"], set(arrays)) == ("linear", {"weight", "bias"})
+    np.testing.assert_array_equal(from_state(state, arrays).predict_proba(X), head.predict_proba(X))
+    apply_temperature(head, 4.0)
+    assert head.temperature_ == 2.0
+    assert head.fit(X, y).temperature_ == 1.0
+    np.testing.assert_array_equal(head.predict_proba(X), before)
+
+
+def test_a_head_without_logits_is_refused():
+    with pytest.raises(HeadError, match="KNNProbe has no weight and bias"):
+        apply_temperature(KNNProbe().fit(*noisy()), 2.0)
+
+
+def test_what_is_told_is_what_was_done():
+    X, y = noisy(300)
+    head = LogisticProbe(C=1e-3).fit(X[:200], y[:200])
+    plain = head.predict_proba(X[200:])
+    judged = out_of_fold(LogisticProbe(C=1e-3), X[:200], y[:200], np.arange(200) // 40)
+    found = calibrate(head, judged)
+    assert found.n == 200
+    assert found.temperature == pytest.approx(fit_temperature(judged))
+    assert found.log_loss_after < found.log_loss_before - 0.02
+    assert found.error_after < found.error_before
+    before = evaluate(judged.labels, judged.probabilities, head.classes_.tolist())
+    assert found.error_before == before.expected_calibration_error
+    after = evaluate(y[200:].tolist(), head.predict_proba(X[200:]), head.classes_.tolist())
+    told = calibration.tested(found, y[200:].tolist(), head.predict_proba(X[200:]), after)
+    uncalibrated = evaluate(y[200:].tolist(), plain, head.classes_.tolist())
+    assert told.test_error_before == pytest.approx(
+        uncalibrated.expected_calibration_error, abs=1e-5
+    )
+    assert told.test_error_after == after.expected_calibration_error
+
+
+def test_very_many_predictions_are_thinned_out(monkeypatch):
+    X, y = noisy(300)
+    judged = out_of_fold(LogisticProbe(C=1.0), X, y, np.arange(300) // 60)
+    monkeypatch.setattr(calibration, "JUDGED_VALUES", 3 * 100)
+    assert calibrate(LogisticProbe(C=1.0).fit(X, y), judged).n == 100
+    assert {row // 60 for row in judged.spread(100).rows.tolist()} == set(range(5))
+
+
+def test_the_sentence():
+    found = Calibration(0.5361, 1200, 0.141, 0.0147, 0.3, 0.2)
+    start = (
+        "Calibrated by temperature 0.536: calibration error 14.1 % before and 1.5 % after on 1,200 "
+        "out-of-fold predictions"
+    )
+    assert str(found) == f"{start}."
+    found = Calibration(0.5361, 1200, 0.141, 0.0147, 0.3, 0.2, 0.114, 0.0)
+    assert str(found) == f"{start}, 11.4 % and 0.0 % on the test part."
