@@ -1,18 +1,22 @@
-"""How far probabilities are from the share that is right, before and after a temperature."""
+"""Whether probabilities and prediction sets keep what they promise, in figures.
+
+How far probabilities are from the share that is right, before and after a temperature; how often a
+set holds the label, and how many labels that takes.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dinoprobe.evaluation import evaluate
+from dinoprobe.evaluation import evaluate, wilson
 from dinoprobe.heads import apply_temperature, at_temperature, fit_temperature
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dinoprobe.evaluation import Evaluation
-    from dinoprobe.heads import OutOfFold, ProbeBase
+    from dinoprobe.evaluation import Evaluation, Interval
+    from dinoprobe.heads import OutOfFold, PredictionSets, ProbeBase
     from dinoprobe.heads.base import Float64s
 
 
@@ -89,6 +93,57 @@ def tested(
         calibration,
         test_error_before=before.expected_calibration_error,
         test_error_after=after.expected_calibration_error,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SetFigures:
+    """Prediction sets on labelled images.
+
+    `coverage` is what was asked for, `covered` the share of images whose set holds the label, with
+    its 95 % interval (Wilson), `mean_size` the labels of a set, `single` the share of sets of one;
+    `n` predictions gave the thresholds.
+    """
+
+    method: str
+    coverage: float
+    per_class: bool
+    n: int
+    covered: float
+    covered_interval: Interval
+    mean_size: float
+    single: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {**asdict(self), "covered_interval": list(self.covered_interval)}
+
+    def __str__(self) -> str:
+        low, high = (100 * bound for bound in self.covered_interval)
+        return (
+            f"Prediction sets for {100 * self.coverage:g} %: {_percent(self.covered)} hold the "
+            f"label (95 % interval {low:.1f} to {high:.1f}); {self.mean_size:.2f} labels in the "
+            f"mean, {_percent(self.single)} of the sets have one."
+        )
+
+
+def judge_sets(
+    sets: PredictionSets, labels: Sequence[str], probabilities: Float64s, classes: Sequence[str]
+) -> SetFigures:
+    """Figures of the sets of `probabilities` `(n, k)`, columns in the order of `classes`."""
+    code = {label: column for column, label in enumerate(classes)}
+    members = sets.members(probabilities)
+    sizes = members.sum(axis=1)
+    covered = sum(bool(row[code[label]]) for row, label in zip(members, labels, strict=True))
+    return SetFigures(
+        method=sets.method,
+        coverage=sets.coverage,
+        per_class=len(sets.thresholds) > 1,
+        n=sets.n,
+        covered=covered / len(labels),
+        covered_interval=wilson(covered, len(labels)),
+        mean_size=float(sizes.mean()),
+        single=float((sizes == 1).mean()),
     )
 
 

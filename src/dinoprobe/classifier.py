@@ -1,7 +1,8 @@
 """`ImageClassifier`: encoder + preprocessing + head, saved as one directory.
 
     config.json         format and version, encoder by id, commit and digest, preprocessing,
-                        pooling, precision, fingerprint, the head's values, training, figures
+                        pooling, precision, fingerprint, the head's values, training, figures,
+                        thresholds of prediction sets
     head.safetensors    the head's arrays; its SHA-256 stands in config.json
     README.md           a model card
     int8/               only in that precision: the graph that was calibrated
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from dinoprobe.encoder import Encoder, EncoderPlace, EncoderReference, Int8
     from dinoprobe.encoder.hub import Transfer
     from dinoprobe.engine import Encoded
-    from dinoprobe.heads import ProbeBase
+    from dinoprobe.heads import PredictionSets, ProbeBase
 
 FORMAT = "dinoprobe-classifier"
 FORMAT_VERSION = 1
@@ -79,6 +80,8 @@ class Prediction:
     """What the classifier says of one image, or why it could not be used.
 
     `top` is sorted from the most probable class down; empty, with `label` None, after a failure.
+    `labels` is the prediction set, sorted likewise: the label is among them with the coverage that
+    the classifier was trained for; None after a failure, and without sets.
     """
 
     key: str
@@ -86,6 +89,7 @@ class Prediction:
     probability: float | None
     top: tuple[Score, ...] = ()
     failure: Failure | None = None
+    labels: tuple[str, ...] | None = None
 
 
 @final
@@ -93,7 +97,7 @@ class ImageClassifier:
     """A frozen encoder with a fitted head.
 
     `training` and `figures` are JSON values that travel with it: what it was trained on, and what
-    was measured.
+    was measured. `sets` decides which labels stand in a prediction's set, None for no sets.
     """
 
     def __init__(
@@ -103,11 +107,13 @@ class ImageClassifier:
         *,
         training: dict[str, Any] | None = None,
         figures: dict[str, Any] | None = None,
+        sets: PredictionSets | None = None,
     ) -> None:
         self.encoder = encoder
         self.head = head
         self.training = training or {}
         self.figures = figures or {}
+        self.sets = sets
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -151,10 +157,14 @@ class ImageClassifier:
         self, key: str, probabilities: npt.NDArray[np.float64], top_k: int
     ) -> Prediction:
         """The `Prediction` for one row of probabilities `(classes,)`."""
-        order = (-probabilities).argsort(kind="stable")[: max(1, top_k)]
-        names = self.head.classes_
-        top = tuple(Score(str(names[i]), float(probabilities[i])) for i in order)
-        return Prediction(key, top[0].label, top[0].probability, top)
+        order = (-probabilities).argsort(kind="stable")
+        names = self.classes
+        top = tuple(Score(names[i], float(probabilities[i])) for i in order[: max(1, top_k)])
+        labels = None
+        if self.sets is not None:
+            (members,) = self.sets.members(probabilities[None])
+            labels = tuple(names[i] for i in order if members[i])
+        return Prediction(key, top[0].label, top[0].probability, top, labels=labels)
 
     def save(self, path: str | Path, *, bundle_encoder: bool = False, card: str = "") -> None:
         """Write the directory, config.json last: it holds the digest of the head beside it.
@@ -205,6 +215,7 @@ class ImageClassifier:
             "head_digest": head_digest,
             "training": self.training,
             "figures": self.figures,
+            "sets": self.sets and self.sets.to_dict(),
         }
 
     @classmethod
@@ -239,7 +250,8 @@ class ImageClassifier:
         head = _load_head(folder, config)
         reference = _find_encoder(folder, config, place, say, transfer)
         loaded = _load_encoder(folder, config, place, reference, say)
-        return cls(loaded, head, training=config["training"], figures=config["figures"])
+        sets = _load_sets(config)
+        return cls(loaded, head, training=config["training"], figures=config["figures"], sets=sets)
 
 
 def classifier_folder(path: str | Path) -> Path:
@@ -291,6 +303,14 @@ def _load_head(folder: Path, config: dict[str, Any]) -> ProbeBase:
     names = [str(name) for name in head.classes_]
     _expect(f"{folder}: classes of the head", names, config["classes"])
     return head
+
+
+def _load_sets(config: dict[str, Any]) -> PredictionSets | None:
+    """None for a classifier without sets, or from before there were any."""
+    from dinoprobe.heads import PredictionSets
+
+    values = config.get("sets")
+    return None if values is None else PredictionSets.from_dict(values, len(config["classes"]))
 
 
 def _find_encoder(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from dinoprobe.calibration import SetFigures, judge_sets
 from dinoprobe.engine import write_failures
 from dinoprobe.evaluation import Evaluation, evaluate
 from dinoprobe.files import to_json, write_atomic
@@ -41,6 +42,7 @@ class Outcome:
     evaluation: Evaluation
     predictions: tuple[Row, ...]
     hashes: tuple[str, ...]
+    sets: SetFigures | None = None
 
     def confident_mistakes(self, limit: int = THUMBNAILS) -> list[Row]:
         """Wrong predictions, the most probable first."""
@@ -75,7 +77,11 @@ def judge(classifier: ImageClassifier, features: Features) -> Outcome:
     names = classifier.classes
     rows = zip(features.keys, labels, best, probabilities.max(axis=1), strict=True)
     predictions = tuple(Row(key, true, names[i], float(p)) for key, true, i, p in rows)
-    return Outcome(evaluate(labels, probabilities, names), predictions, features.hashes)
+    evaluation = evaluate(labels, probabilities, names)
+    sets = None
+    if classifier.sets is not None:
+        sets = judge_sets(classifier.sets, labels, probabilities, names)
+    return Outcome(evaluation, predictions, features.hashes, sets)
 
 
 def count_parts(
@@ -115,6 +121,7 @@ def evaluation_document(
         "schema": "dinoprobe.evaluation/1",
         **outcome.evaluation.to_dict(),
         "calibration": context.calibration and context.calibration.to_dict(),
+        "sets": outcome.sets and outcome.sets.to_dict(),
         "n_train": context.n_train,
         "failed": len(context.failures),
         "encoder": classifier.encoder.name,
@@ -140,6 +147,7 @@ def outcome_summary(
         "accuracy": evaluation.accuracy,
         "interval": list(evaluation.accuracy_interval),
         "balanced_accuracy": evaluation.balanced_accuracy,
+        "sets": outcome.sets and outcome.sets.to_dict(),
         "n_test": evaluation.n,
         "n_train": context.n_train,
         "classes": list(classifier.classes),
@@ -176,6 +184,7 @@ def report_input(classifier: ImageClassifier, outcome: Outcome, context: Context
         suspects=[Row(*suspect[:4]) for suspect in context.suspects],
         thumbnails=_thumbnails(context, outcome, classifier.encoder.preprocessing.bands),
         calibration=str(context.calibration or ""),
+        sets=str(outcome.sets or ""),
         selection=_selection(context.events),
         epochs=_epochs(context.events),
         counts=context.counts,

@@ -504,3 +504,53 @@ def test_a_given_validation_part_calibrates(photos: Path, vit: Path, tmp_path: P
     place = ("--encoder", vit, "--store", tmp_path / "store", "--out", tmp_path / "run")
     found = document("train", tmp_path / "table.csv", *place)
     assert found["calibration"]["n"] == 12  # type: ignore[index]
+
+
+def test_prediction_sets_go_from_training_to_prediction(
+    run: tuple[Path, dict[str, object]], photos: Path, tmp_path: Path
+) -> None:
+    found = run[1]["sets"]
+    assert set(found) <= DESCRIBED  # type: ignore[call-overload]
+    assert (found["method"], found["coverage"], found["n"]) == ("lac", 0.9, 48)  # type: ignore[index]
+    assert document("evaluate", run[0], "--out", tmp_path / "e")["sets"] == found
+    assert json.loads((tmp_path / "e" / "evaluation.json").read_text())["sets"] == found
+    assert "Prediction sets for 90 %" in (tmp_path / "e" / "report.html").read_text()
+    assert "Prediction sets for 90 %" in invoke("evaluate", run[0]).stdout
+    for row in document("predict", run[0], photos / "red")["rows"]:  # type: ignore[attr-defined]
+        assert set(row) <= DESCRIBED
+        if "failure" in row:
+            assert row["labels"] is None
+        else:
+            assert row["label"] == row["labels"][0]
+
+    wide = train_again(run, "--coverage", 0.99, "--sets", "aps", "--out", tmp_path / "wide")
+    assert wide["sets"]["mean_size"] == 3  # too few rows for 99 %
+    (row,) = document("predict", tmp_path / "wide", photos / "red" / "00.png")["rows"]  # type: ignore[misc]
+    assert sorted(row["labels"]) == ["blue", "green", "red"]
+    each = train_again(run, "--sets-per-class", "--out", tmp_path / "each")
+    assert each["sets"]["per_class"] is True
+    config = json.loads((tmp_path / "each" / "classifier" / "config.json").read_text())
+    assert len(config["sets"]["thresholds"]) == 3
+    none = train_again(run, "--sets", "none", "--out", tmp_path / "none")
+    assert none["sets"] is None
+    (row,) = document("predict", tmp_path / "none", photos / "red" / "00.png")["rows"]  # type: ignore[misc]
+    assert row["labels"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(("--sets", "raps"), "expected one of lac, aps"), (("--coverage", 1.5), "coverage is 1.5")],
+)
+def test_sets_that_do_not_exist_are_refused_before_any_work(
+    run: tuple[Path, dict[str, object]], arguments: tuple[object, ...], message: str
+) -> None:
+    assert message in str(train_again(run, *arguments, code=2)["message"])
+
+
+def test_knn_has_sets_and_a_head_trained_on_the_fly_has_none(
+    run: tuple[Path, dict[str, object]], tmp_path: Path
+) -> None:
+    found = train_again(run, "--head", "knn", "--out", tmp_path / "knn")
+    assert found["sets"]["n"] == 48
+    fly = ("--head", "linear", "--epochs", 1, "--on-the-fly")
+    assert train_again(run, *fly, "--out", tmp_path / "fly")["sets"] is None

@@ -19,7 +19,7 @@ from dinoprobe.errors import (
     FormatError,
     MismatchError,
 )
-from dinoprobe.heads import KNNProbe, LogisticProbe
+from dinoprobe.heads import KNNProbe, LogisticProbe, PredictionSets
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -300,3 +300,43 @@ def test_the_training_digest_follows_labels_and_not_the_order() -> None:
     digest = training_digest(("a", "b"), ("1", "2"), ["x", "y"])
     assert digest == training_digest(("b", "a"), ("2", "1"), ["y", "x"])
     assert digest != training_digest(("a", "b"), ("1", "2"), ["y", "x"])
+
+
+def test_prediction_sets_travel_with_the_classifier(
+    classifier: ImageClassifier, tmp_path: Path
+) -> None:
+    classifier.sets = PredictionSets("lac", 0.9, (0.7, 0.2, float("inf")), 30)
+    classifier.save(tmp_path / "c")
+    loaded = ImageClassifier.load(tmp_path / "c", device="cpu")
+    assert loaded.sets == classifier.sets
+    found = loaded.prediction("k", np.array([0.35, 0.6, 0.05]), 1)
+    assert found.label == "dog"
+    assert found.labels == ("dog", "cat", "猫")
+    assert loaded.prediction("k", np.array([0.25, 0.7, 0.05]), 1).labels == ("dog", "猫")
+    broken, whole = loaded.predict([b"no image", png(1)])
+    assert broken.labels is None
+    assert whole.labels is not None
+    assert whole.label in whole.labels
+
+
+def test_a_classifier_from_before_there_were_sets_loads(
+    classifier: ImageClassifier, tmp_path: Path
+) -> None:
+    classifier.save(tmp_path / "c")
+    path = tmp_path / "c" / "config.json"
+    values = json.loads(path.read_text())
+    assert values.pop("sets") is None
+    path.write_text(json.dumps(values))
+    loaded = ImageClassifier.load(tmp_path / "c", device="cpu")
+    assert loaded.sets is None
+    assert loaded.predict([png(1)])[0].labels is None
+
+
+@pytest.mark.parametrize("sets", [[], {"method": "lac"}, {"thresholds": [0.1, 0.2]}, "lac"])
+def test_damaged_sets_are_refused(
+    classifier: ImageClassifier, sets: object, tmp_path: Path
+) -> None:
+    classifier.save(tmp_path / "c")
+    edit(tmp_path / "c", sets=sets)
+    with pytest.raises(FormatError, match="Saved prediction sets"):
+        ImageClassifier.load(tmp_path / "c", device="cpu")

@@ -6,11 +6,12 @@ import pytest
 from dinoprobe import calibration
 from dinoprobe.calibration import Calibration, calibrate
 from dinoprobe.errors import HeadError
-from dinoprobe.evaluation import evaluate
+from dinoprobe.evaluation import evaluate, wilson
 from dinoprobe.heads import (
     KNNProbe,
     LogisticProbe,
     OutOfFold,
+    PredictionSets,
     apply_temperature,
     at_temperature,
     fit_temperature,
@@ -158,3 +159,16 @@ def test_the_sentence():
     assert str(found) == f"{start}."
     found = Calibration(0.5361, 1200, 0.141, 0.0147, 0.3, 0.2, 0.114, 0.0)
     assert str(found) == f"{start}, 11.4 % and 0.0 % on the test part."
+
+
+def test_figures_of_sets_by_hand():
+    sets = PredictionSets("lac", 0.9, (0.7,), 50)
+    P = np.array([[0.6, 0.4, 0.0], [0.35, 0.6, 0.05], [0.1, 0.1, 0.8], [0.8, 0.2, 0.0]])
+    found = calibration.judge_sets(sets, ["a", "c", "c", "b"], P, ["a", "b", "c"])
+    assert (found.covered, found.mean_size, found.single) == (0.5, 1.5, 0.5)
+    assert found.covered_interval == wilson(2, 4)
+    assert (found.method, found.coverage, found.per_class, found.n) == ("lac", 0.9, False, 50)
+    assert str(found).startswith("Prediction sets for 90 %: 50.0 % hold the label (95 % interval")
+    assert found.to_dict()["covered_interval"] == list(wilson(2, 4))
+    each = PredictionSets("lac", 0.9, (0.7, 0.1, 0.1), 50)
+    assert calibration.judge_sets(each, ["a"], P[:1], ["a", "b", "c"]).per_class

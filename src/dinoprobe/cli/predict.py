@@ -78,6 +78,7 @@ def row(prediction: Prediction) -> dict[str, Any]:
         "label": prediction.label,
         "probability": prediction.probability,
         "top": [{"label": s.label, "probability": s.probability} for s in prediction.top],
+        "labels": None if prediction.labels is None else list(prediction.labels),
     }
     if prediction.failure is not None:
         values["failure"] = {

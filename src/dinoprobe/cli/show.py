@@ -22,9 +22,11 @@ def show_outcome(console: Console, folder: Path, outcome: Outcome, context: Cont
     evaluation = outcome.evaluation
     console.line()
     console.table(_figures(evaluation), right=[1])
-    if context.calibration is not None:
+    told = [str(figures) for figures in (context.calibration, outcome.sets) if figures is not None]
+    if told:
         console.line()
-        console.line(str(context.calibration))
+    for sentence in told:
+        console.line(sentence)
     _show_confusions(console, evaluation)
     console.line()
     if context.failures:

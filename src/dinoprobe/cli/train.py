@@ -76,6 +76,24 @@ def train(
             help="Fit a temperature out of fold (default: for logistic).",
         ),
     ] = None,
+    sets: Annotated[
+        str,
+        typer.Option(help="Prediction sets: lac (smallest), aps or none.", rich_help_panel=_HEAD),
+    ] = "lac",
+    coverage: Annotated[
+        float,
+        typer.Option(
+            help="Share of images whose label the prediction set holds.", rich_help_panel=_HEAD
+        ),
+    ] = 0.9,
+    sets_per_class: Annotated[
+        bool,
+        typer.Option(
+            "--sets-per-class",
+            help="Reach it in each class, by larger sets.",
+            rich_help_panel=_HEAD,
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the split, the folds and the head.")] = 0,
     test_fraction: Annotated[
         float,
@@ -168,6 +186,9 @@ def train(
                 on_the_fly=on_the_fly,
                 augment=augment,
                 calibrate=calibrate,
+                sets=sets,
+                coverage=coverage,
+                sets_per_class=sets_per_class,
                 seed=seed,
                 test_fraction=test_fraction,
                 batch_size=batch_size,

@@ -5,6 +5,8 @@ Importing this package imports torch and scikit-learn; callers do it inside func
 
 from dinoprobe.heads.base import Head, LinearBase, ProbeBase
 from dinoprobe.heads.calibration import apply_temperature, at_temperature, fit_temperature
+from dinoprobe.heads.conformal import METHODS as SET_METHODS
+from dinoprobe.heads.conformal import PredictionSets, check_sets, fit_sets
 from dinoprobe.heads.lda import LDAProbe
 from dinoprobe.heads.linear import LinearProbe, LinearTraining
 from dinoprobe.heads.logistic import LogisticProbe
@@ -17,6 +19,7 @@ from dinoprobe.heads.state import from_state, to_state
 from dinoprobe.heads.wrapped import SklearnProbe, sklearn_probe, with_random_state
 
 __all__ = [
+    "SET_METHODS",
     "Head",
     "KNNProbe",
     "LDAProbe",
@@ -25,6 +28,7 @@ __all__ = [
     "LinearTraining",
     "LogisticProbe",
     "OutOfFold",
+    "PredictionSets",
     "ProbeBase",
     "PrototypeProbe",
     "RidgeProbe",
@@ -32,6 +36,8 @@ __all__ = [
     "apply_temperature",
     "at_temperature",
     "check_options",
+    "check_sets",
+    "fit_sets",
     "fit_temperature",
     "from_state",
     "head_from_name",

@@ -27,7 +27,7 @@ def fit_temperature(judged: OutOfFold) -> float:
 
     The loss is convex in 1/T, and its slope is searched for zero. One more row is counted, in which
     all classes are equally right: else predictions without a mistake would have T go to 0, and
-    claim certainty (the thought of Platt 1999, section 2.2). Raises HeadError without rows.
+    claim certainty (the thought of Platt 1999). Raises HeadError without rows.
     """
     if not len(judged):
         raise HeadError(

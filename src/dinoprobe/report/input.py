@@ -71,7 +71,7 @@ class ReportInput:
 
     `suspects` are training images with their label as `true`, the most doubtful first.
     `counts` are images by split and class, `ignored` files that are not images by reason.
-    `calibration` is a sentence. `thumbnails` are small JPEG, PNG or WebP files by key.
+    `calibration` and `sets` are sentences. `thumbnails` are small JPEG, PNG or WebP files by key.
     """
 
     dataset: str
@@ -84,6 +84,7 @@ class ReportInput:
     suspects: Sequence[Prediction] = ()
     thumbnails: Mapping[str, bytes] = field(default_factory=dict)
     calibration: str = ""
+    sets: str = ""
     selection: Sequence[SelectionPoint] = ()
     epochs: Sequence[EpochPoint] = ()
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)

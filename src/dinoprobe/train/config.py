@@ -14,6 +14,7 @@ from dinoprobe.heads import (
     LinearProbe,
     SklearnProbe,
     check_options,
+    check_sets,
     head_from_name,
 )
 from dinoprobe.preprocess import Augmentation
@@ -30,6 +31,7 @@ AUGMENTATIONS = {
 }
 DEFAULT_AUGMENTATION = "crop+flip"
 CALIBRATED_HEADS = ("logistic",)
+NO_SETS = "none"
 CONFIG_SCHEMA = "dinoprobe.config/1"
 
 
@@ -39,7 +41,9 @@ class TrainConfig:
 
     `head_options` go to the head's constructor. `on_the_fly` trains the linear head on images
     augmented as `augment` says (one of AUGMENTATIONS), the encoder inside the loop. `calibrate`
-    fits a temperature out of fold; None does so for the heads of CALIBRATED_HEADS. `store` is a
+    fits a temperature out of fold; None does so for the heads of CALIBRATED_HEADS. `sets` is the
+    method of prediction sets ("lac", "aps", or "none"), `coverage` the share of images whose label
+    they hold, of each class with `sets_per_class`. `store` is a
     place for features, None for the default.
     """
 
@@ -50,6 +54,9 @@ class TrainConfig:
     on_the_fly: bool = False
     augment: str = DEFAULT_AUGMENTATION
     calibrate: bool | None = None
+    sets: str = "lac"
+    coverage: float = 0.9
+    sets_per_class: bool = False
     seed: int = 0
     test_fraction: float = 0.2
     batch_size: int | None = None
@@ -87,6 +94,9 @@ def _check_types(config: TrainConfig) -> None:
         "batch_size": (int, NoneType),
         "on_the_fly": (bool,),
         "calibrate": (bool, NoneType),
+        "sets": (str,),
+        "coverage": (float,),
+        "sets_per_class": (bool,),
         "bundle_encoder": (bool,),
         "store": (str, NoneType),
     }
@@ -158,6 +168,8 @@ def check_head(config: TrainConfig) -> None:
         how = "trained on the fly" if config.on_the_fly else "without logits"
         msg = f"head '{config.head}', {how}, can not be calibrated. Leave out --calibrate."
         raise ConfigurationError(msg)
+    if config.sets != NO_SETS:
+        check_sets(config.sets, config.coverage)
     if not isinstance(head, SklearnProbe):
         check_options(head)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sklearn.base import clone
@@ -15,13 +15,21 @@ from dinoprobe.errors import DinoprobeError, HeadError
 from dinoprobe.heads import (
     LinearProbe,
     SklearnProbe,
+    at_temperature,
+    fit_sets,
     head_from_name,
     out_of_fold,
     with_random_state,
 )
 from dinoprobe.online import fit_online
 from dinoprobe.partition import dealt_folds, selection_folds
-from dinoprobe.train.config import AUGMENTATIONS, TrainConfig, head_options, wants_calibration
+from dinoprobe.train.config import (
+    AUGMENTATIONS,
+    NO_SETS,
+    TrainConfig,
+    head_options,
+    wants_calibration,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +38,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dinoprobe.encoder import Encoder
-    from dinoprobe.heads import OutOfFold, ProbeBase
+    from dinoprobe.heads import OutOfFold, PredictionSets, ProbeBase
     from dinoprobe.partition import Partition
     from dinoprobe.preprocess import Augmentation
     from dinoprobe.types import Dataset, Failure, Features
@@ -44,7 +52,8 @@ class Fit:
     events: list[dict[str, Any]]
     failures: list[Failure]
     suspects: list[Suspect]
-    calibration: Calibration | None = None
+    calibration: Calibration | None
+    sets: PredictionSets | None
 
 
 def fit(
@@ -70,22 +79,35 @@ def fit(
         events = _events(fitted, say)
     choice = frozen_choice(fitted)
     audited = out_of_fold(choice, training.X, training.y, dealt_folds(training, seed=config.seed))
+    suspects = suspicious_labels(audited, training.keys)
+    judged = audited
+    if "val" in kept and (wants_calibration(config) or config.sets != NO_SETS):
+        judged = out_of_fold(choice, training.X, training.y, folds)
+    calibration, sets = _trusted(config, fitted, judged, say)
+    return Fit(fitted, events, failures, suspects, calibration, sets)
+
+
+def _trusted(
+    config: TrainConfig, head: ProbeBase, judged: OutOfFold, say: Callable[[str], None]
+) -> tuple[Calibration | None, PredictionSets | None]:
+    """Calibrate the head, and take the thresholds of its sets from the same predictions.
+
+    Neither where no class has rows to train and to validate; no sets for a head trained on the fly,
+    which the heads of the folds are not like.
+    """
     calibration = None
+    if not len(judged):
+        say("Neither calibrated nor with sets: no class has rows to train and to validate.")
+        return None, None
     if wants_calibration(config):
-        judged = audited
-        if "val" in kept:
-            judged = out_of_fold(choice, training.X, training.y, folds)
-        calibration = _calibrated(fitted, judged, say)
-    return Fit(fitted, events, failures, suspicious_labels(audited, training.keys), calibration)
-
-
-def _calibrated(
-    head: ProbeBase, judged: OutOfFold, say: Callable[[str], None]
-) -> Calibration | None:
-    if len(judged):
-        return calibrate(head, judged)
-    say("Not calibrated: no class has rows to train and to validate.")
-    return None
+        calibration = calibrate(head, judged)
+        scaled = at_temperature(judged.probabilities, calibration.temperature)
+        judged = replace(judged, probabilities=scaled)
+    if config.sets == NO_SETS or config.on_the_fly:
+        return calibration, None
+    return calibration, fit_sets(
+        judged, method=config.sets, coverage=config.coverage, per_class=config.sets_per_class
+    )
 
 
 def _fit_online(

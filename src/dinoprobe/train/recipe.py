@@ -95,7 +95,10 @@ def train(
     training = features.select(parts.rows("train", "val"))
     fitted = fit(config, encoder, dataset, training, parts, say)
     classifier = ImageClassifier(
-        encoder, fitted.head, training=_training(config, training, parts, fitted)
+        encoder,
+        fitted.head,
+        training=_training(config, training, parts, fitted),
+        sets=fitted.sets,
     )
     context = Context(
         dataset=dataset,
