@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, final
@@ -81,7 +81,8 @@ class Prediction:
 
     `top` is sorted from the most probable class down; empty, with `label` None, after a failure.
     `labels` is the prediction set, sorted likewise: the label is among them with the coverage that
-    the classifier was trained for; None after a failure, and without sets.
+    the classifier was trained for; None after a failure, and without sets. `abstained` says that
+    the best probability was below the asked one: `label` is None, and `top` still there.
     """
 
     key: str
@@ -90,6 +91,7 @@ class Prediction:
     top: tuple[Score, ...] = ()
     failure: Failure | None = None
     labels: tuple[str, ...] | None = None
+    abstained: bool = False
 
 
 @final
@@ -124,23 +126,28 @@ class ImageClassifier:
         """Probabilities `(n, classes)` of features `(n, dimension)` from this encoder."""
         return self.head.predict_proba(X)
 
-    def predict(self, images: object, *, top_k: int = 5) -> list[Prediction]:
-        """One `Prediction` per image, in their order.
+    def predict(
+        self, images: object, *, top_k: int = 5, abstain_below: float = 0.0
+    ) -> list[Prediction]:
+        """One `Prediction` per image, in their order; no label below the probability.
 
         `images` is whatever `open_dataset` takes: a path, a list of paths, a folder, arrays, PIL
         images, bytes. A broken image gives a prediction with a failure. Raises DatasetError when
         nothing is there.
         """
-        return list(self.predict_iter(images, top_k=top_k))
+        return list(self.predict_iter(images, top_k=top_k, abstain_below=abstain_below))
 
-    def predict_iter(self, images: object, *, top_k: int = 5) -> Iterator[Prediction]:
+    def predict_iter(
+        self, images: object, *, top_k: int = 5, abstain_below: float = 0.0
+    ) -> Iterator[Prediction]:
         """As `predict`, one after the other: memory does not grow with the number of images."""
         from dinoprobe.datasets import open_dataset
         from dinoprobe.engine import encode
 
         found = encode(open_dataset(images).samples, self.encoder)
         while block := list(islice(found, _BLOCK_ROWS)):
-            yield from self._predict_block(block, top_k)
+            for prediction in self._predict_block(block, top_k):
+                yield abstaining(prediction, abstain_below)
 
     def _predict_block(self, block: list[Encoded | Failure], top_k: int) -> Iterator[Prediction]:
         import numpy as np
@@ -252,6 +259,13 @@ class ImageClassifier:
         loaded = _load_encoder(folder, config, place, reference, say)
         sets = _load_sets(config)
         return cls(loaded, head, training=config["training"], figures=config["figures"], sets=sets)
+
+
+def abstaining(prediction: Prediction, below: float) -> Prediction:
+    """The prediction, without its label where its probability is below `below`."""
+    if prediction.probability is None or prediction.probability >= below:
+        return prediction
+    return replace(prediction, label=None, abstained=True)
 
 
 def classifier_folder(path: str | Path) -> Path:

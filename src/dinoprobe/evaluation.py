@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 RELIABILITY_BINS = 15
 LOG_LOSS_FLOOR = 1e-15
 WORST_CONFUSIONS = 10
+KEPT_SHARES = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 SUM_TOLERANCE = 1e-4
+SHARE_ROUNDING = 1e-9
 Interval = tuple[float, float]
 
 
@@ -70,6 +72,15 @@ class Confusion:
 
 
 @dataclass(frozen=True, slots=True)
+class RiskPoint:
+    """Answering only from a top probability of `threshold`: the share answered, and wrong of it."""
+
+    coverage: float
+    risk: float
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """Figures over `n` images.
 
@@ -78,7 +89,9 @@ class Evaluation:
     `confusion[i][j]` counts images of class i predicted as class j, in the order of `classes`.
     `expected_calibration_error` is Σ count/n · |accuracy - confidence| over 15 bins of equal width
     on the top probability (Guo et al. 2017, equation 3). `log_loss` floors probabilities at 1e-15.
-    Intervals are Wilson's at 95 %.
+    `risk_coverage` are points of the curve of errors over the share of images that are answered,
+    the surest first, and `risk_coverage_area` is its mean (Geifman and El-Yaniv 2017); empty and
+    None in files from before there was a curve. Intervals are Wilson's at 95 %.
     """
 
     n: int
@@ -96,11 +109,18 @@ class Evaluation:
     confusion: tuple[tuple[int, ...], ...]
     reliability: tuple[ReliabilityBin, ...]
     worst_confusions: tuple[Confusion, ...]
+    risk_coverage: tuple[RiskPoint, ...] = ()
+    risk_coverage_area: float | None = None
 
     @property
     def n_per_class(self) -> dict[str, int]:
         """Images of each class."""
         return {figures.label: figures.support for figures in self.per_class}
+
+    def answering(self, share: float) -> RiskPoint | None:
+        """The point that answers at least this share, the smallest; None without one below all."""
+        found = [p for p in self.risk_coverage if share <= p.coverage < 1]
+        return min(found, key=lambda p: p.coverage, default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Values that JSON can hold; tuples become lists."""
@@ -116,6 +136,7 @@ class Evaluation:
                 "reliability": tuple(ReliabilityBin(**entry) for entry in values["reliability"]),
                 "worst_confusions": tuple(Confusion(**e) for e in values["worst_confusions"]),
                 "confusion": tuple(tuple(row) for row in values["confusion"]),
+                "risk_coverage": tuple(RiskPoint(**e) for e in values.get("risk_coverage", ())),
                 "classes": tuple(values["classes"]),
                 "accuracy_interval": _interval(values["accuracy_interval"]),
             }
@@ -144,7 +165,9 @@ def evaluate(
     seen = [figures for figures in per_class if figures.support]
     correct = int(np.trace(confusion))
     recall = _mean([figures.recall for figures in seen])
-    reliability = reliability_bins(P.max(axis=1), predicted == codes)
+    confidence, right = P.max(axis=1), predicted == codes
+    reliability = reliability_bins(confidence, right)
+    points, area = risk_coverage(confidence, right)
     return Evaluation(
         n=len(codes),
         classes=tuple(classes),
@@ -161,6 +184,8 @@ def evaluate(
         confusion=tuple(tuple(int(count) for count in row) for row in confusion),
         reliability=reliability,
         worst_confusions=_worst_confusions(confusion, classes),
+        risk_coverage=points,
+        risk_coverage_area=area,
     )
 
 
@@ -213,6 +238,29 @@ def expected_calibration_error(bins: Sequence[ReliabilityBin]) -> float:
         if entry.accuracy is not None and entry.confidence is not None
     )
     return sum(gaps) / n
+
+
+def risk_coverage(
+    confidence: Float64s, correct: npt.NDArray[np.bool_]
+) -> tuple[tuple[RiskPoint, ...], float]:
+    """Points of the curve at `KEPT_SHARES` or more, and the mean of the risk over 1 … n answers.
+
+    Equally sure images can not be told apart: a point answers all of them or none, and in the area
+    each counts with their common share of errors, so that no order of files matters.
+    """
+    levels, level = np.unique(-confidence, return_inverse=True)
+    counts = np.bincount(level)
+    errors = np.bincount(level, ~correct)
+    answered, wrong = counts.cumsum(), errors.cumsum()
+    n = len(confidence)
+    expected = np.repeat(errors / counts, counts).cumsum()
+    area = float((expected / np.arange(1, n + 1)).mean())
+    kept = np.searchsorted(answered, np.ceil(np.array(KEPT_SHARES) * n - SHARE_ROUNDING))
+    points = tuple(
+        RiskPoint(float(answered[i] / n), float(wrong[i] / answered[i]), float(-levels[i]))
+        for i in np.unique(kept)
+    )
+    return points, area
 
 
 def _check_probabilities(probabilities: npt.ArrayLike, n: int, k: int) -> Float64s:

@@ -554,3 +554,39 @@ def test_knn_has_sets_and_a_head_trained_on_the_fly_has_none(
     assert found["sets"]["n"] == 48
     fly = ("--head", "linear", "--epochs", 1, "--on-the-fly")
     assert train_again(run, *fly, "--out", tmp_path / "fly")["sets"] is None
+
+
+def test_predict_abstains_where_that_is_asked_for(
+    run: tuple[Path, dict[str, object]], photos: Path
+) -> None:
+    plain = document("predict", run[0], photos / "red")
+    assert plain["abstained"] == 0
+    sure = sorted(row["probability"] for row in plain["rows"] if row["label"])  # type: ignore[attr-defined]
+    threshold = sure[5]
+    found = document("predict", run[0], photos / "red", "--abstain-below", repr(threshold))
+    assert found["abstained"] == 5
+    for row in found["rows"]:  # type: ignore[attr-defined]
+        assert set(row) <= DESCRIBED
+        if "failure" not in row:
+            assert row["abstained"] == (row["probability"] < threshold) == (row["label"] is None)
+            assert row["top"]
+    shown = invoke("predict", run[0], photos / "red", "--abstain-below", repr(threshold))
+    assert shown.stdout.count("no label   (") == 5
+    assert "5 of 21 images were too unsure for a label." in shown.stderr
+    table = invoke("predict", run[0], photos / "red", "--abstain-below", repr(threshold), "--csv")
+    rows = list(csv.DictReader(table.stdout.splitlines()))
+    assert sum(row["label"] == row["failure"] == "" for row in rows) == 5
+
+
+def test_the_curve_of_an_evaluation_says_where_to_abstain(
+    run: tuple[Path, dict[str, object]],
+) -> None:
+    evaluation = json.loads((run[0] / "evaluation.json").read_text())
+    for point in evaluation["risk_coverage"]:
+        assert set(point) <= DESCRIBED
+    *_, before, last = evaluation["risk_coverage"]
+    assert (last["coverage"], last["risk"]) == (1.0, 1 - evaluation["accuracy"])
+    with (run[0] / "predictions.csv").open() as file:
+        sure = [float(row["probability"]) for row in csv.DictReader(file)]
+    kept = sum(probability >= before["threshold"] - 1e-6 for probability in sure)
+    assert before["coverage"] == pytest.approx(kept / len(sure))

@@ -340,3 +340,15 @@ def test_damaged_sets_are_refused(
     edit(tmp_path / "c", sets=sets)
     with pytest.raises(FormatError, match="Saved prediction sets"):
         ImageClassifier.load(tmp_path / "c", device="cpu")
+
+
+def test_it_abstains_below_a_probability(classifier: ImageClassifier) -> None:
+    sure = classifier.predict([png(1)])[0]
+    assert sure.probability is not None
+    assert not sure.abstained
+    below = classifier.predict([png(1), b"broken"], abstain_below=sure.probability)
+    assert below[0] == sure
+    assert not below[1].abstained
+    (found,) = classifier.predict([png(1)], abstain_below=np.nextafter(sure.probability, 1))
+    assert (found.label, found.abstained) == (None, True)
+    assert (found.top, found.probability) == (sure.top, sure.probability)

@@ -18,11 +18,13 @@ from dinoprobe.errors import (
     NonFiniteError,
 )
 from dinoprobe.evaluation import (
+    KEPT_SHARES,
     Confusion,
     Evaluation,
     evaluate,
     expected_calibration_error,
     reliability_bins,
+    risk_coverage,
     wilson,
 )
 
@@ -176,3 +178,53 @@ def test_import_is_light():
     code = "import sys, dinoprobe.evaluation; print({'torch', 'sklearn'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_the_curve_of_risk_over_coverage_by_hand():
+    confidence = np.array([0.9, 0.6, 0.8, 0.7, 0.5])
+    correct = np.array([True, False, True, False, True])
+    points, area = risk_coverage(confidence, correct)
+    assert [(p.coverage, p.threshold) for p in points] == [(0.6, 0.7), (0.8, 0.6), (1.0, 0.5)]
+    assert [p.risk for p in points] == pytest.approx([1 / 3, 2 / 4, 2 / 5])
+    assert area == pytest.approx(np.mean([0, 0, 1 / 3, 2 / 4, 2 / 5]))
+
+
+def test_equally_sure_images_are_answered_together_in_any_order():
+    confidence = np.array([1.0] * 8 + [0.4] * 2)
+    correct = np.array([False, False] + [True] * 7 + [False])
+    found = risk_coverage(confidence, correct)
+    assert [(p.coverage, p.risk) for p in found[0]] == [(0.8, 0.25), (1.0, pytest.approx(0.3))]
+    order = np.random.default_rng(0).permutation(10)
+    assert risk_coverage(confidence[order], correct[order]) == found
+    assert found[1] == pytest.approx(np.mean([0.25] * 8 + [2.5 / 9, 3 / 10]))
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.booleans()), min_size=1, max_size=40))
+def test_a_point_is_what_its_threshold_does(rows):
+    confidence = np.array([level / 6 for level, _ in rows])
+    correct = np.array([right for _, right in rows])
+    points, area = risk_coverage(confidence, correct)
+    for point in points:
+        answered = confidence >= point.threshold
+        assert point.coverage == pytest.approx(answered.mean())
+        assert point.risk == pytest.approx((~correct[answered]).mean())
+    assert points[-1].coverage == 1
+    assert all(any(p.coverage >= share - 1e-9 for p in points) for share in KEPT_SHARES)
+    assert 0 <= area <= 1
+
+
+def test_the_share_that_is_answered():
+    y, rows = ["a"] * 20, [[0.5 + i / 50, 0.5 - i / 50] for i in range(20)]
+    result = evaluate(y, rows, ["a", "b"])
+    point = result.answering(0.9)
+    assert point is not None
+    assert (point.coverage, point.threshold) == (0.9, pytest.approx(0.54))
+    assert evaluate(["a"], [[0.6, 0.4]], ["a", "b"]).answering(0.9) is None
+    assert Evaluation.from_dict(result.to_dict()) == result
+
+
+def test_an_evaluation_from_before_there_was_a_curve_is_read():
+    values = evaluate(Y, P, CLASSES).to_dict()
+    del values["risk_coverage"], values["risk_coverage_area"]
+    read = Evaluation.from_dict(values)
+    assert (read.risk_coverage, read.risk_coverage_area) == ((), None)

@@ -30,6 +30,12 @@ def predict(
     ],
     *,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Classes per image.")] = 5,
+    abstain_below: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, metavar="P", help="No label where the best probability is below P."
+        ),
+    ] = 0.0,
     encoder: options.SameEncoder = None,
     device: options.Device = "auto",
     backend: options.Backend = "auto",
@@ -59,7 +65,7 @@ def predict(
         classifier = ImageClassifier.load_at(
             run, place, say=console.say, transfer=console.transfer()
         )
-        found = _predictions(classifier, images, top_k)
+        found = _predictions(classifier, images, top_k, abstain_below)
         if as_lines:
             failures = _write_lines(found)
         elif as_csv:
@@ -79,6 +85,7 @@ def row(prediction: Prediction) -> dict[str, Any]:
         "probability": prediction.probability,
         "top": [{"label": s.label, "probability": s.probability} for s in prediction.top],
         "labels": None if prediction.labels is None else list(prediction.labels),
+        "abstained": prediction.abstained,
     }
     if prediction.failure is not None:
         values["failure"] = {
@@ -96,7 +103,7 @@ def _one_format(*, as_json: bool, as_lines: bool, as_csv: bool) -> None:
 
 
 def _predictions(
-    classifier: ImageClassifier, images: list[str], top_k: int
+    classifier: ImageClassifier, images: list[str], top_k: int, abstain_below: float
 ) -> Iterator[Prediction]:
     """All images of all sources; keys of one folder among others begin with its name."""
     from dinoprobe.classifier import Prediction
@@ -107,7 +114,9 @@ def _predictions(
     for source in _sources(images):
         prefix = f"{source.rstrip('/')}/" if several and isinstance(source, str) else ""
         try:
-            for prediction in classifier.predict_iter(source, top_k=top_k):
+            for prediction in classifier.predict_iter(
+                source, top_k=top_k, abstain_below=abstain_below
+            ):
                 yield replace(prediction, key=prefix + prediction.key) if prefix else prediction
         except DatasetError as error:
             if not several:
@@ -180,6 +189,7 @@ def _write_document(
             "schema": SCHEMA,
             "rows": rows,
             "failed": failures,
+            "abstained": sum(values["abstained"] for values in rows),
             "classes": list(classifier.classes),
             "encoder": classifier.encoder.name,
             "fingerprint": classifier.encoder.fingerprint,
@@ -189,16 +199,24 @@ def _write_document(
 
 
 def _write_table(console: Console, predictions: Iterable[Prediction]) -> int:
-    failures = total = 0
+    failures = abstained = total = 0
     for prediction in predictions:
         total += 1
-        if prediction.failure is not None:
-            failures += 1
-            console.line(f"{prediction.key}  failed: {prediction.failure.reason}")
-            continue
-        others = ", ".join(f"{s.label} {100 * s.probability:.1f} %" for s in prediction.top[1:3])
-        sure = f"{prediction.label}  {100 * (prediction.probability or 0):.1f} %"
-        console.line(f"{prediction.key}  {sure}" + (f"   ({others})" if others else ""))
+        failures += prediction.failure is not None
+        abstained += prediction.abstained
+        console.line(f"{prediction.key}  {_in_words(prediction)}")
     if failures:
         console.say(f"{failures:,} of {total:,} images could not be used.")
+    if abstained:
+        console.say(f"{abstained:,} of {total:,} images were too unsure for a label.")
     return failures
+
+
+def _in_words(prediction: Prediction) -> str:
+    if prediction.failure is not None:
+        return f"failed: {prediction.failure.reason}"
+    shown = [f"{score.label} {100 * score.probability:.1f} %" for score in prediction.top[:3]]
+    if prediction.abstained:
+        return f"no label   ({', '.join(shown)})"
+    sure = f"{prediction.label}  {100 * (prediction.probability or 0):.1f} %"
+    return sure + (f"   ({', '.join(shown[1:])})" if shown[1:] else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,6 +11,9 @@ if TYPE_CHECKING:
     from dinoprobe.cli.console import Console
     from dinoprobe.evaluation import Evaluation
     from dinoprobe.outcome import Context, Outcome
+
+
+SHOWN_SHARE = 0.9
 
 
 def percent(value: float | None) -> str:
@@ -52,6 +56,11 @@ def _figures(evaluation: Evaluation) -> list[tuple[str, str, str]]:
         ("log loss", f"{evaluation.log_loss:.3f}", ""),
         ("calibration error", percent(evaluation.expected_calibration_error), "expected, 15 bins"),
     ]
+    if (point := evaluation.answering(SHOWN_SHARE)) is not None:
+        name = f"accuracy, {100 * point.coverage:.0f} % kept"
+        below = math.floor(1000 * point.threshold) / 1000
+        detail = f"the surest; dinoprobe predict --abstain-below {below:g}"
+        rows.append((name, percent(1 - point.risk), detail))
     return rows
 
 
