@@ -179,6 +179,11 @@ def wants_calibration(config: TrainConfig) -> bool:
     return config.head in CALIBRATED_HEADS if config.calibrate is None else config.calibrate
 
 
+def wants_sets(config: TrainConfig) -> bool:
+    """Whether thresholds are taken: never on the fly, for the heads of the folds differ from it."""
+    return config.sets != NO_SETS and not config.on_the_fly
+
+
 def head_options(config: TrainConfig) -> dict[str, Any]:
     """The options of the head; k of `knn` is chosen on folds unless it is given."""
     return {"k": "auto", **config.head_options} if config.head == "knn" else config.head_options

@@ -25,10 +25,10 @@ from dinoprobe.online import fit_online
 from dinoprobe.partition import dealt_folds, selection_folds
 from dinoprobe.train.config import (
     AUGMENTATIONS,
-    NO_SETS,
     TrainConfig,
     head_options,
     wants_calibration,
+    wants_sets,
 )
 
 if TYPE_CHECKING:
@@ -81,9 +81,11 @@ def fit(
     audited = out_of_fold(choice, training.X, training.y, dealt_folds(training, seed=config.seed))
     suspects = suspicious_labels(audited, training.keys)
     judged = audited
-    if "val" in kept and (wants_calibration(config) or config.sets != NO_SETS):
-        judged = out_of_fold(choice, training.X, training.y, folds)
-    calibration, sets = _trusted(config, fitted, judged, say)
+    calibration, sets = None, None
+    if wants_calibration(config) or wants_sets(config):
+        if "val" in kept:
+            judged = out_of_fold(choice, training.X, training.y, folds)
+        calibration, sets = _trusted(config, fitted, judged, say)
     return Fit(fitted, events, failures, suspects, calibration, sets)
 
 
@@ -92,8 +94,7 @@ def _trusted(
 ) -> tuple[Calibration | None, PredictionSets | None]:
     """Calibrate the head, and take the thresholds of its sets from the same predictions.
 
-    Neither where no class has rows to train and to validate; no sets for a head trained on the fly,
-    which the heads of the folds are not like.
+    Neither where no class has rows to train and to validate.
     """
     calibration = None
     if not len(judged):
@@ -103,7 +104,7 @@ def _trusted(
         calibration = calibrate(head, judged)
         scaled = at_temperature(judged.probabilities, calibration.temperature)
         judged = replace(judged, probabilities=scaled)
-    if config.sets == NO_SETS or config.on_the_fly:
+    if not wants_sets(config):
         return calibration, None
     return calibration, fit_sets(
         judged, method=config.sets, coverage=config.coverage, per_class=config.sets_per_class
