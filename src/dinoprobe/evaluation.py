@@ -34,7 +34,6 @@ LOG_LOSS_FLOOR = 1e-15
 WORST_CONFUSIONS = 10
 KEPT_SHARES = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 SUM_TOLERANCE = 1e-4
-SHARE_ROUNDING = 1e-9
 Interval = tuple[float, float]
 
 
@@ -255,7 +254,7 @@ def risk_coverage(
     n = len(confidence)
     expected = np.repeat(errors / counts, counts).cumsum()
     area = float((expected / np.arange(1, n + 1)).mean())
-    kept = np.searchsorted(answered, np.ceil(np.array(KEPT_SHARES) * n - SHARE_ROUNDING))
+    kept = np.searchsorted(answered, np.ceil(np.array(KEPT_SHARES) * n))
     points = tuple(
         RiskPoint(float(answered[i] / n), float(wrong[i] / answered[i]), float(-levels[i]))
         for i in np.unique(kept)

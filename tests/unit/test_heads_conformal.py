@@ -93,19 +93,24 @@ def test_scores_by_hand():
     np.testing.assert_allclose(scores(P, "aps"), [[0.0, 0.8, 0.5], [0.0, 0.4, 0.8]])
 
 
+def ladder(n):
+    """The label has the probabilities 1, 2 … n of n + 1."""
+    P = np.arange(1, n + 1) / (n + 1)
+    classes = np.array(["a", "b"], dtype=object)
+    return OutOfFold(classes, np.arange(n), np.zeros(n, dtype=int), np.stack([P, 1 - P], axis=1))
+
+
 def test_the_rank_counts_one_row_more():
-    n = 9
-    P = np.linspace(0.1, 0.9, n)
-    judged = OutOfFold(
-        np.array(["a", "b"], dtype=object),
-        np.arange(n),
-        np.zeros(n, dtype=int),
-        np.stack([P, 1 - P], axis=1),
-    )
+    judged = ladder(9)
     assert fit_sets(judged, coverage=0.9).thresholds == (pytest.approx(0.9),)
     assert fit_sets(judged, coverage=0.7).thresholds == (pytest.approx(0.7),)
     assert fit_sets(judged, coverage=0.5).thresholds == (pytest.approx(0.5),)
     assert fit_sets(judged, coverage=0.91).thresholds == (math.inf,)
+
+
+def test_the_rank_is_not_moved_by_rounding():
+    assert 100 * 0.55 > 55
+    assert fit_sets(ladder(99), coverage=0.55).thresholds == (pytest.approx(0.55),)
 
 
 def test_too_few_rows_put_the_label_into_every_set():
