@@ -122,8 +122,8 @@ def write_document(result: dict[str, Any]) -> None:
     how = f"torch {first['versions']['torch']}; medians of {first['rounds']} interleaved rounds."
     columns = [
         "encoder", "pooling", "images", "precision", "backend", "images/s",
-        "to the tutorial's loop", "forward of the best matrix product", "pipeline of its bound", "1 - cosine, mean",
-        "peak memory", "cores of others",
+        "to the tutorial's loop", "forward of the best matrix product",
+        "pipeline of its bound", "1 - cosine, mean", "peak memory", "cores of others",
     ]  # fmt: skip
     lines = [f"{source}, {how}", "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     lines += [row(entry) for entry in result["results"]]
