@@ -90,11 +90,13 @@ class LinearBase(ProbeBase):
         """Probabilities `(n, k)` in the order of `classes_`: the softmax of the logits."""
         return softmax(self.logits(X))
 
-    def set_linear(self, weight: Float64s, intercept: Float64s) -> None:
-        """Keep what was fitted, rounded to float32, at the temperature 1."""
+    def set_linear(
+        self, weight: Float64s, intercept: Float64s, *, temperature: float = 1.0
+    ) -> None:
+        """Keep what was fitted, rounded to float32; `temperature` is what it was divided by."""
         self.coef_ = weight.astype(np.float32)
         self.intercept_ = intercept.astype(np.float32)
-        self.temperature_ = 1.0
+        self.temperature_ = temperature
 
 
 def check_training(head: ProbeBase, X: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Any, Codes]:

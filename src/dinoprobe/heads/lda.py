@@ -176,7 +176,8 @@ class LDAProbe(LinearBase):
         """Set `coef_` and `intercept_` from statistics in the coordinates of `design`."""
         weight, intercept = discriminants(statistics, [self.shrinkage_], design.varying)[0]
         weight, intercept = weight / self.temperature_, intercept / self.temperature_
-        self.set_linear(*design.to_feature_space(weight, intercept))
+        own = design.to_feature_space(weight, intercept)
+        self.set_linear(*own, temperature=self.temperature_)
 
 
 def discriminants(

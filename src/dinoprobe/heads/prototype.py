@@ -90,7 +90,8 @@ class PrototypeProbe(LinearBase):
             self._choose(judged, in_words(assigned, judging, codes, origin))
             weight, intercept = _prototypes(total)[0]
             weight = weight / self.temperature_
-            self.set_linear(*design.to_feature_space(weight, intercept))
+            own = design.to_feature_space(weight, intercept)
+            self.set_linear(*own, temperature=self.temperature_)
         return self
 
     def _choose(self, judged: Judged | None, how: str) -> None:

@@ -104,7 +104,8 @@ class RidgeProbe(LinearBase):
             self._choose(judged, path, how, len(rows))
             weight, intercept = regressions(prepared.total, [self.alpha_])[0]
             weight, intercept = weight / self.temperature_, intercept / self.temperature_
-            self.set_linear(*prepared.design.to_feature_space(weight, intercept))
+            own = prepared.design.to_feature_space(weight, intercept)
+            self.set_linear(*own, temperature=self.temperature_)
         return self
 
     def _path(self, row_count: int) -> list[float]:
