@@ -201,7 +201,7 @@ def _in_lanes(
     A batch spread over the cores waits at every layer for the slowest one: on two cores that other
     processes used too, a small ViT did 8 images/s so, and 234 on one thread.
     """
-    pool = Pool("dinoprobe-encoder", lanes, work, start=single_threaded())
+    pool = Pool("dinoprobe-encoder", lanes, work, start=single_threaded(), stoppable=True)
     pending: deque[Task[list[Loaded], list[Result]]] = deque()
     try:
         while True:

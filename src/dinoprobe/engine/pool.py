@@ -2,9 +2,11 @@
 
 A Python thread can not be killed, and `ThreadPoolExecutor` joins its threads when the interpreter
 ends. So these are daemons. One that takes longer than its limit is left to itself, and another
-takes its place. Threads that are given up are asked to stop by an exception, which arrives between
-two of their Python instructions: at the next layer of a model, and never in a read that hangs. What
-hangs while it holds the interpreter's lock hangs all threads, and no limit helps.
+takes its place. An encoder that is busy when its pool closes is asked to stop by an exception,
+which arrives between two of its Python instructions, such as two layers of a model. A read that
+hangs is not: an exception that never arrives keeps all threads of CPython 3.11 looking for it, and
+they were seen to stand still. What hangs while it holds the interpreter's lock hangs all, and no
+limit helps.
 """
 
 from __future__ import annotations
@@ -64,7 +66,8 @@ class Task(Generic[Item, Value]):
 class Pool(Generic[Item, Value]):
     """`count` threads that do `work`, each after `start`. Belongs to the thread that made it.
 
-    With `limit_s` a piece of work may take so long, from when a thread takes it up.
+    With `limit_s` a piece of work may take so long, from when a thread takes it up. `stoppable`
+    work comes back to Python now and then: `close` ends it by an exception.
     """
 
     def __init__(
@@ -75,10 +78,11 @@ class Pool(Generic[Item, Value]):
         *,
         start: Callable[[], None] = lambda: None,
         limit_s: float | None = None,
+        stoppable: bool = False,
     ) -> None:
         self._name, self._count = name, count
         self._work, self._start = work, start
-        self._limit_s = limit_s
+        self._limit_s, self._stoppable = limit_s, stoppable
         self._poll_s = _POLL_S if limit_s is None else min(_POLL_S, limit_s / 10)
         self._todo: SimpleQueue[Task[Item, Value] | None] = SimpleQueue()
         self._workers: list[_Worker[Item, Value]] = []
@@ -119,7 +123,7 @@ class Pool(Generic[Item, Value]):
             self._todo.put(None)
         if not self._have_ended(GRACE_S):
             for worker in self._workers:
-                if worker.task is not None and worker.task.decide():
+                if worker.task is not None and worker.task.decide() and self._stoppable:
                     worker.ask_to_stop()
             self._have_ended(PATIENCE_S)
 
@@ -139,7 +143,6 @@ class Pool(Generic[Item, Value]):
             task.end(None, LateError())
             self._workers.remove(worker)
             self._stuck.append(worker)
-            worker.ask_to_stop()
             self._hire()
 
     def _have_ended(self, within_s: float) -> bool:
