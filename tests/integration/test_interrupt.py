@@ -17,7 +17,8 @@ from dinoprobe.store import FeatureStore
 
 # The command line with an encoder that never ends its fourth batch, and says so.
 EMBED = """
-import sys, torch
+import signal, sys, torch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in jobs of the background
 from dinoprobe.cli import main
 from dinoprobe.encoder import Encoder
 
