@@ -165,12 +165,12 @@ class ImageClassifier:
     ) -> Prediction:
         """The `Prediction` for one row of probabilities `(classes,)`."""
         order = (-probabilities).argsort(kind="stable")
-        names = self.classes
-        top = tuple(Score(names[i], float(probabilities[i])) for i in order[: max(1, top_k)])
+        names = self.head.classes_
+        top = tuple(Score(str(names[i]), float(probabilities[i])) for i in order[: max(1, top_k)])
         labels = None
         if self.sets is not None:
             (members,) = self.sets.members(probabilities[None])
-            labels = tuple(names[i] for i in order if members[i])
+            labels = tuple(str(names[i]) for i in order if members[i])
         return Prediction(key, top[0].label, top[0].probability, top, labels=labels)
 
     def save(self, path: str | Path, *, bundle_encoder: bool = False, card: str = "") -> None:

@@ -14,8 +14,10 @@ import json
 import math
 import os
 import secrets
+import shutil
 import stat
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -25,6 +27,7 @@ from dinoprobe.errors import DinoprobeError, FormatError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+_STALE_S = 24 * 3600
 _DISK_FULL = frozenset({errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)})
 
 
@@ -35,7 +38,8 @@ class WriteError(DinoprobeError, OSError):
 def user_cache() -> Path:
     """The per-user place: DINOPROBE_CACHE, else XDG_CACHE_HOME/dinoprobe, else ~/.cache/dinoprobe.
 
-    Features lie in its folder `features`, imported encoders in `encoders`.
+    Features lie in its folder `features`, imported encoders in `encoders`, compiled graphs in
+    `graphs`, results of start-up tests in `selftests`. The last two can be removed at any time.
     """
     cache = os.environ.get("DINOPROBE_CACHE")
     if not cache:
@@ -169,6 +173,40 @@ def sync_tree(folder: str | os.PathLike[str]) -> None:
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     _sync_folder(os.fspath(folder))
+
+
+@contextmanager
+def staged_folder(folder: Path, is_whole: Callable[[Path], bool]) -> Iterator[Path]:
+    """A folder beside `folder`, whose place it takes when the block ends well, and else leaves.
+
+    What is at the place stays where `is_whole` says so, for then another process was faster with
+    the same; what is left of something broken is removed. Siblings that a kill left a day ago or
+    earlier are removed, too.
+    """
+    root = folder.parent
+    root.mkdir(parents=True, exist_ok=True)
+    _remove_stale(root)
+    staging = root / f".staging-{secrets.token_hex(8)}"
+    staging.mkdir()
+    try:
+        yield staging
+        sync_tree(staging)
+        if folder.exists() and not is_whole(folder):
+            shutil.rmtree(folder)
+        try:
+            staging.rename(folder)
+        except OSError:
+            if not is_whole(folder):
+                raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _remove_stale(root: Path) -> None:
+    for folder in root.glob(".staging-*"):
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime > _STALE_S:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def umask() -> int:

@@ -57,7 +57,7 @@ def int8_for(
     settings: EncoderSettings,
     *,
     say: Callable[[str], None] = lambda _: None,
-    progress: Callable[[], Progress] | None = None,
+    progress: Progress | None = None,
     transfer: Transfer | None = None,
     seed: int = 0,
 ) -> Int8 | None:
@@ -82,8 +82,8 @@ def int8_for(
     images = _prepared(calibration, exact)
     say(f"int8: calibrating on {len(images):,} images")
     with tempfile.TemporaryDirectory(prefix="dinoprobe-int8-") as place:
-        exact.quantize(images, Path(place))
-        made = Int8(Path(place), graph_digest(Path(place)))
+        made = exact.quantize(images, Path(place))
+        say(f"int8: judging on {len(test):,} other images")
         found = _judged(replace(dataset, samples=test), exact, settings, made, progress, seed)
         _refuse_disagreement(found)
         names = [path.name for path in Path(place).iterdir()]
@@ -137,16 +137,12 @@ def _judged(
     exact: Encoder,
     settings: EncoderSettings,
     made: Int8,
-    progress: Callable[[], Progress] | None,
+    progress: Progress | None,
     seed: int,
 ) -> Agreement:
     """Both precisions on the test images."""
-
-    def meter() -> Progress | None:
-        return progress() if progress is not None else None
-
-    first = embed(test, exact, progress=meter()).features
-    second = embed(test, open_encoder(settings, int8=made), progress=meter()).features
+    first = embed(test, exact, progress=progress).features
+    second = embed(test, open_encoder(settings, int8=made), progress=progress).features
     if first.keys != second.keys:
         msg = "int8 gives features that are not finite, and float32 does not. Use --precision bf16."
         raise EncoderError(msg)

@@ -832,9 +832,7 @@ def test_prepared_images_never_exceed_the_stated_count(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A slow consumer, so that every queue is full; each row is looked at before the next."""
-    monkeypatch.setattr(
-        pipeline_module.os, "sched_getaffinity", lambda _: set(range(3)), raising=False
-    )
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(3)), raising=False)
     live, encoder = Live(decoder, monkeypatch), TinyEncoder()
     encoder.device = device  # type: ignore[attr-defined]
     lanes = pipeline_module.LANES_CUDA if device == "cuda" else workers

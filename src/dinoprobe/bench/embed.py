@@ -23,6 +23,7 @@ from dinoprobe.bench.synthetic import write_photos
 from dinoprobe.bench.tutorial import BATCH, tutorial_features
 from dinoprobe.catalog import CHECKPOINTS, by_hub_id
 from dinoprobe.datasets import open_dataset
+from dinoprobe.drift import cosines
 from dinoprobe.encoder import Encoder, EncoderSettings, Int8, open_encoder
 from dinoprobe.encoder.families import FAMILIES
 from dinoprobe.engine import encode
@@ -156,7 +157,6 @@ def _calibrated(settings: EncoderSettings, paths: Sequence[str], folder: Path) -
 
     import torch
 
-    from dinoprobe.encoder.backends.int8 import graph_digest
     from dinoprobe.preprocess import prepare
 
     exact = open_encoder(replace(settings, precision="exact", backend="openvino", dtype="auto"))
@@ -165,8 +165,7 @@ def _calibrated(settings: EncoderSettings, paths: Sequence[str], folder: Path) -
     ]
     target = folder / "int8"
     target.mkdir()
-    exact.quantize(torch.stack(images), target)
-    return Int8(target, graph_digest(target))
+    return exact.quantize(torch.stack(images), target)
 
 
 def _plain(settings: EncoderSettings, encoder: Encoder) -> Encoder:
@@ -291,13 +290,10 @@ def _cosines(
     rows: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None,
 ) -> dict[str, float | None]:
     """Between the engine's features and the loop's, over one batch."""
-    import numpy as np
-
     if rows is None:
         return {"cosine_mean": None, "cosine_min": None}
-    A, B = (side.astype(np.float64) for side in rows)
-    cosines = (A * B).sum(1) / (np.linalg.norm(A, axis=1) * np.linalg.norm(B, axis=1))
-    return {"cosine_mean": float(cosines.mean()), "cosine_min": float(cosines.min())}
+    near = cosines(*rows)
+    return {"cosine_mean": float(near.mean()), "cosine_min": float(near.min())}
 
 
 def _peak_memory() -> int | None:

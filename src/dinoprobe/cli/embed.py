@@ -103,7 +103,13 @@ def embed(
             split_column=split_column,
             group_column=group_column,
         ).open()
-        int8 = int8_for(dataset, settings, say=console.say, transfer=console.transfer())
+        int8 = int8_for(
+            dataset,
+            settings,
+            say=console.say,
+            progress=console.progress(),
+            transfer=console.transfer(),
+        )
         loaded = open_encoder(settings, say=console.say, transfer=console.transfer(), int8=int8)
         features_store = FeatureStore(store)
         done = run_embedding(

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dinoprobe.doctor.checks import Check
+from dinoprobe.drift import cosines
+from dinoprobe.encoder.backends.selftest import pictures
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,14 +22,13 @@ if TYPE_CHECKING:
 # Rounding of float32 sums over other orders: measured 1e-13 to 1e-9, a wrong token gives 1e-3.
 _TOLERANCE = 1e-6
 _HALF_TOLERANCE = 1e-2  # eight bits of mantissa: measured 1e-5 to 1e-4
-_PICTURES = 4
 
 
 def check_forward(encoder: Encoder) -> Check:
     """The encoder in float32 against transformers' model called by hand, on rendered pictures."""
     import numpy as np
 
-    images = _rendered(encoder)
+    images = pictures(encoder.preprocessing)
     features = encoder.encode(images)
     if not np.isfinite(features).all():
         text = "NaN or infinity among features of ordinary pictures; the weights are damaged"
@@ -49,7 +50,7 @@ def check_precision(exact: Encoder, other: Encoder) -> Check:
     """A smaller precision runs here at all, and is near float32 on rendered pictures."""
     import numpy as np
 
-    images = _rendered(exact)
+    images = pictures(exact.preprocessing)
     features = other.encode(images)
     if not np.isfinite(features).all():
         text = f"{other.precision} gives NaN or infinity here. Use --dtype float32"
@@ -59,19 +60,6 @@ def check_precision(exact: Encoder, other: Encoder) -> Check:
     if not worst <= _HALF_TOLERANCE:
         return Check("precision", "failed", f"{text}, expected {_HALF_TOLERANCE:.0e} or less")
     return Check("precision", "ok", f"{text}; --images tells of yours")
-
-
-def _rendered(encoder: Encoder) -> torch.Tensor:
-    """`(4, 3, height, width)` uint8: noise over slopes, the same each time."""
-    import numpy as np
-    import torch
-
-    height, width = encoder.preprocessing.size
-    rng = np.random.default_rng(0)
-    slope = np.linspace(0, 160, height)[:, None] + np.linspace(0, 60, width)[None, :]
-    noise = rng.normal(0, 30, (_PICTURES, 3, height, width))
-    turns = np.stack([np.roll(slope, 37 * i, axis=1) for i in range(_PICTURES)])
-    return torch.from_numpy(np.clip(turns[:, None] + noise, 0, 255).astype(np.uint8))
 
 
 def _by_hand(encoder: Encoder, images: torch.Tensor) -> npt.NDArray[np.float32]:
@@ -91,10 +79,8 @@ def _by_hand(encoder: Encoder, images: torch.Tensor) -> npt.NDArray[np.float32]:
 
 
 def _distance(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> float:
-    """The largest 1 - cosine over rows, in float64."""
+    """The largest 1 - cosine over rows."""
     import numpy as np
 
-    A, B = first.astype(np.float64), second.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):  # NaN is the answer, and fails
-        cosines = (A * B).sum(1) / (np.linalg.norm(A, axis=1) * np.linalg.norm(B, axis=1))
-    return float(np.abs(1 - cosines).max())
+        return float(np.abs(1 - cosines(first, second)).max())

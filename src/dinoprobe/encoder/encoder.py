@@ -288,11 +288,15 @@ class Encoder:
 
         return int8_folder(self._forward.plan(self.preprocessing), purpose)
 
-    def quantize(self, images: torch.Tensor, folder: Path) -> None:
-        """Write the int8 graph into `folder`, calibrated on `images` as `prepare` gives them."""
-        from dinoprobe.encoder.backends.int8 import quantize
+    def quantize(self, images: torch.Tensor, folder: Path) -> Int8:
+        """The int8 graph, calibrated on `images` as `prepare` gives them and written to `folder`.
+
+        Nothing judges it here.
+        """
+        from dinoprobe.encoder.backends.int8 import graph_digest, quantize
 
         quantize(self._forward.plan(self.preprocessing), images, folder)
+        return Int8(folder, graph_digest(folder))
 
     @property
     def int8(self) -> Int8 | None:

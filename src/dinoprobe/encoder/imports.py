@@ -9,17 +9,22 @@ import.json says which file it came from, so that the same file is not read twic
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
-import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from dinoprobe.catalog import IMAGENET_MEAN, IMAGENET_STD
 from dinoprobe.encoder.weights import INDEX_FILE
 from dinoprobe.errors import EncoderError, FormatError
-from dinoprobe.files import read_json, sha256_file, sync_tree, umask, user_cache, write_json
+from dinoprobe.files import (
+    read_json,
+    sha256_file,
+    staged_folder,
+    umask,
+    user_cache,
+    write_json,
+)
 from dinoprobe.versions import own_version
 
 if TYPE_CHECKING:
@@ -35,7 +40,6 @@ SCHEMA = "dinoprobe.import/1"
 IMPORT_FILE = "import.json"
 _SHARD_BYTES = 5_000_000_000
 _LICENCE_BYTES = 1_000_000
-_STALE_S = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +138,7 @@ def write_import(
     from safetensors import SafetensorError
 
     try:
-        with _staged(folder) as staging:
+        with staged_folder(folder, lambda place: _record(place) is not None) as staging:
             _write_tensors(staging, converted.tensors)
             write_json(staging / "config.json", converted.config)
             write_json(staging / "preprocessor_config.json", _preprocessor(checkpoint))
@@ -151,36 +155,6 @@ def write_import(
         reason = getattr(error, "strerror", None) or error
         msg = f"{folder}: can not be written ({reason}). Free some space, or set DINOPROBE_CACHE."
         raise EncoderError(msg) from error
-
-
-@contextmanager
-def _staged(folder: Path) -> Iterator[Path]:
-    """A folder beside the place, which it takes when the block ends well and else leaves."""
-    root = folder.parent
-    root.mkdir(parents=True, exist_ok=True)
-    _remove_stale(root)
-    staging = root / f".staging-{secrets.token_hex(8)}"
-    staging.mkdir()
-    try:
-        yield staging
-        sync_tree(staging)
-        if folder.exists() and _record(folder) is None:
-            shutil.rmtree(folder)  # what is left of an import that someone took files out of
-        try:
-            staging.rename(folder)
-        except OSError:
-            if _record(folder) is None:  # else another process was faster, with the same
-                raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _remove_stale(root: Path) -> None:
-    """What a killed import left behind a day ago or more."""
-    for folder in root.glob(".staging-*"):
-        with suppress(OSError):
-            if time.time() - folder.stat().st_mtime > _STALE_S:
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_tensors(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:

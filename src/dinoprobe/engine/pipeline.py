@@ -7,13 +7,13 @@ the batch is halved and the same rows are run again.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from contextlib import closing
 from itertools import chain, islice
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+from dinoprobe.encoder.placement import usable_cores
 from dinoprobe.engine.memory import Batcher, images_ahead
 from dinoprobe.engine.pool import Pool, Task
 from dinoprobe.engine.readers import Loaded, Reading, load, read_ahead
@@ -247,9 +247,7 @@ def _batch_size(batch_size: int | Auto, encoder: EncoderLike) -> int:
 
 def _workers(workers: int | Auto) -> int:
     if workers == "auto":
-        usable = getattr(os, "sched_getaffinity", None)
-        count = len(usable(0)) if usable else os.cpu_count() or 1
-        return max(1, min(count, MAX_WORKERS))
+        return max(1, min(usable_cores(), MAX_WORKERS))
     return _positive("workers", workers)
 
 

@@ -1,7 +1,8 @@
 """One number that makes scores into honest probabilities: softmax(scores / temperature).
 
-Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2; targets smoothed by
-1 / (n + 2) as Platt 1999 does, so that rows without a mistake still give a finite answer.
+Guo et al. 2017, "On Calibration of Modern Neural Networks", section 4.2. One more row is counted,
+in which all classes are equally right, so that rows without a mistake still give a finite answer
+(the thought of Platt 1999).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from dinoprobe.heads.base import Codes
 
 STEPS = 60
-PRECISION = 1e-5
+PRECISION = 1e-9
 SHARPEST, FLATTEST = 1e4, 1e-3
 """Bounds of 1 / temperature, for scores whose spread is 1."""
 ABSENT = -1e30
@@ -26,8 +27,8 @@ ABSENT = -1e30
 def fit_temperature(scores: npt.NDArray[np.floating], codes: Codes) -> float:
     """The temperature at which softmax(scores `(n, k)` / temperature) has the least log loss.
 
-    Newton's method on the slope of a convex function, kept within a bracket. 1 for scores that do
-    not differ.
+    A score of minus infinity stands for a class that was not trained on. Newton's method on the
+    slope of a convex function, kept within a bracket. 1 for scores that do not differ.
     """
     present = np.isfinite(scores)
     z = np.where(present, scores, 0).astype(np.float64)
@@ -37,7 +38,7 @@ def fit_temperature(scores: npt.NDArray[np.floating], codes: Codes) -> float:
     if not spread > 0:
         return 1.0
     z = np.where(present, (z - middle) / spread, ABSENT)
-    smoothing = 1 / (len(z) + 2)
+    smoothing = 1 / (len(z) + 1)
     own = (1 - smoothing) * float(z[np.arange(len(z)), codes].mean())
     return spread / _root(z, own)
 

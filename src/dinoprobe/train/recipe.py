@@ -78,7 +78,9 @@ def train(
     dataset = config.data.open()
     check_labels(dataset)
     say(f"{len(dataset):,} images of {len(dataset.classes):,} classes in {dataset.uri}")
-    int8 = int8_for(dataset, config.encoder, say=say, transfer=transfer, seed=config.seed)
+    int8 = int8_for(
+        dataset, config.encoder, say=say, progress=progress, transfer=transfer, seed=config.seed
+    )
     encoder = open_encoder(config.encoder, say=say, transfer=transfer, int8=int8)
     embedding = embed(
         dataset,

@@ -82,12 +82,7 @@ def candidates(
             "dinoprobe train or embed, or a classifier that was trained so."
         )
         raise ConfigurationError(msg)
-    found = [
-        Choice(where, what)
-        for what in precisions
-        for where in backends
-        if _can(where, what, asked=backend != "auto")
-    ]
+    found = [Choice(where, what) for what in precisions for where in backends if _can(where, what)]
     if found:
         return found
     what = precision if precision != "auto" else dtype
@@ -149,13 +144,11 @@ def _precisions(precision: str, dtype: str, parameters: int) -> list[str]:
     return ["bfloat16", "float32"] if fast else ["float32"]
 
 
-def _can(backend: str, precision: str, *, asked: bool) -> bool:
-    """ONNX Runtime has no bfloat16 on a CPU; OpenVINO leaves bfloat16 to float32 where the CPU
-    lacks it, and float16 everywhere.
-    """
+def _can(backend: str, precision: str) -> bool:
+    """ONNX Runtime has no bfloat16 on a CPU, and OpenVINO none where the CPU lacks it."""
     if backend == "onnxruntime":
         return precision == "float32"
     if backend == "openvino":
         fits = {"float32": True, "bfloat16": has_fast_bfloat16(), "int8": True}
         return fits.get(precision, False)
-    return precision in {"float32", "bfloat16"} or (precision == "float16" and asked)
+    return precision in {"float32", "bfloat16"}

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
-import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dinoprobe.errors import FormatError
-from dinoprobe.files import read_json, sync_tree, user_cache, write_json
+from dinoprobe.files import read_json, staged_folder, user_cache, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -142,19 +140,10 @@ def keep(
 
     graph.json holds `record` and the size of each file.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.with_name(f".staging-{secrets.token_hex(8)}")
-    staging.mkdir()
-    try:
+    with staged_folder(folder, is_whole) as staging:
         write(staging)
         sizes = {path.name: path.stat().st_size for path in staging.iterdir()}
         write_json(staging / RECORD, {**(record or {}), "files": sizes})
-        sync_tree(staging)
-        if not is_whole(folder):  # another process may have been faster
-            shutil.rmtree(folder, ignore_errors=True)
-            staging.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def is_whole(folder: Path) -> bool:

@@ -16,7 +16,7 @@ from dinoprobe.encoder.backends.choice import Choice
 from dinoprobe.encoder.backends.graphs import key, made_by, stored
 from dinoprobe.encoder.backends.openvino import FILE, load, without_telemetry, write
 from dinoprobe.errors import MissingExtraError
-from dinoprobe.files import user_cache
+from dinoprobe.files import sha256_file, user_cache
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,8 +67,6 @@ def quantize(plan: Plan, images: torch.Tensor, folder: Path) -> None:
 
 
 def graph_digest(folder: Path) -> str:
-    """SHA-256 in hex over the graph and its weights."""
-    digest = hashlib.sha256()
-    for path in (folder / FILE, (folder / FILE).with_suffix(".bin")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    """SHA-256 in hex over those of the graph and of its weights."""
+    files = (folder / FILE, (folder / FILE).with_suffix(".bin"))
+    return hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()

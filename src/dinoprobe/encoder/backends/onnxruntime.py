@@ -54,9 +54,7 @@ def write(plan: Plan, folder: Path) -> None:
 
 @final
 class Graph:
-    """A graph of `folder`, run on the calling thread alone or, where torch gives it more, on all
-    cores.
-    """
+    """A graph of `folder`, run on the calling thread alone: the engine has one for each core."""
 
     def __init__(self, folder: Path) -> None:
         import onnxruntime

@@ -14,6 +14,9 @@ from importlib import metadata
 from threading import Lock, local
 from typing import TYPE_CHECKING, Any, final
 
+from dinoprobe.encoder.backends.choice import has_fast_bfloat16
+from dinoprobe.encoder.placement import usable_cores
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -23,8 +26,6 @@ if TYPE_CHECKING:
     from dinoprobe.encoder.backends.graphs import Plan
 
 FILE = "model.xml"
-# What an int8 graph leaves in floating point is bfloat16 where the CPU has it, else float32.
-_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
 
 
 def version() -> str:
@@ -84,7 +85,9 @@ class Graph:
 
     def __init__(self, folder: Path, precision: str) -> None:
         self._path = folder / FILE
-        self._hint = _HINTS[precision]
+        # what an int8 graph leaves in floating point is bfloat16 where the CPU has it
+        wants_half = precision == "bfloat16" or (precision == "int8" and has_fast_bfloat16())
+        self._hint = "bf16" if wants_half else "f32"
         self._compiled: dict[bool, Any] = {}
         self._lock = Lock()
         self._requests = local()
@@ -122,11 +125,3 @@ class Graph:
                     )
                 )
             return self._compiled[alone]
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    import os
-
-    usable = getattr(os, "sched_getaffinity", None)
-    return len(usable(0)) if usable else os.cpu_count() or 1

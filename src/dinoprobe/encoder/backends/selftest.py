@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from dinoprobe.encoder.backends.graphs import Built
+    from dinoprobe.preprocess import Preprocessing
 
 # 1 - cosine in the mean. Measured: 1e-12 and 3e-5; a wrong token gives 1e-3.
 LIMITS = {"float32": 1e-6, "bfloat16": 1e-4}
@@ -52,7 +53,7 @@ class _Reference:
 
     @cached_property
     def images(self) -> torch.Tensor:
-        return pictures(self.plan)
+        return pictures(self.plan.preprocessing)
 
     @cached_property
     def rows(self) -> torch.Tensor:
@@ -122,19 +123,19 @@ def mean_distance(rows: torch.Tensor, expected: torch.Tensor) -> float:
     return float(distance) if bool(torch.isfinite(A).all() and torch.isfinite(distance)) else 2.0
 
 
-def pictures(plan: Plan) -> torch.Tensor:
-    """`(4, 3, height, width)`: clouds of several sizes with noise, in the plan's arithmetic."""
+def pictures(preprocessing: Preprocessing) -> torch.Tensor:
+    """`(4, 3, height, width)` as `prepare` would give them: clouds of several sizes with noise."""
     import torch
     from torch.nn.functional import interpolate
 
-    height, width = plan.preprocessing.size
+    height, width = preprocessing.size
     generator = torch.Generator().manual_seed(0)
     total = torch.randn(_PICTURES, 3, height, width, generator=generator) * 12 + 110
     for cells, strength in ((3, 70.0), (9, 35.0), (31, 20.0)):
         field = torch.randn(_PICTURES, 3, cells, cells, generator=generator) * strength
         total += interpolate(field, (height, width), mode="bilinear", align_corners=False)
     images = total.clamp(0, 255).to(torch.uint8)
-    return images.float() / 255 if plan.preprocessing.arithmetic == "exact" else images
+    return images.float() / 255 if preprocessing.arithmetic == "exact" else images
 
 
 def _device(plan: Plan) -> torch.device:
