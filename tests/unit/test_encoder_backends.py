@@ -5,10 +5,13 @@ is not used.
 from __future__ import annotations
 
 import pickle
+import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
+from threading import Barrier, Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -120,6 +123,57 @@ def test_a_write_that_fails_leaves_nothing(own_cache: Path) -> None:
     with pytest.raises(RuntimeError, match="stop"):
         graphs.keep(own_cache / "graphs" / "one", write)
     assert list((own_cache / "graphs").iterdir()) == []
+
+
+def test_the_first_calls_of_all_graphs_go_one_by_one_and_later_ones_together() -> None:
+    inside, most = 0, []
+    count = Lock()
+    together = Barrier(2, timeout=10)
+
+    def slow(images: torch.Tensor) -> torch.Tensor:
+        nonlocal inside
+        with count:
+            inside += 1
+            most.append(inside)
+        time.sleep(0.02)
+        with count:
+            inside -= 1
+        return images
+
+    graphs_at_once = [graphs.FirstAlone(slow) for _ in range(3)]
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(lambda graph: graph(images(1)), graphs_at_once * 2))
+    assert max(most[:3]) == 1
+    late = graphs.FirstAlone(lambda rows: (together.wait(), rows)[1])
+    late._started = True
+    with ThreadPoolExecutor(2) as pool:  # each waits for the other one to be inside
+        assert len(list(pool.map(late, [images(1), images(1)]))) == 2
+
+
+def test_a_first_call_that_fails_leaves_the_way_open() -> None:
+    def broken(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("stop")
+
+    graph = graphs.FirstAlone(broken)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="stop"):
+            graph(images(1))
+    torch.testing.assert_close(graphs.FirstAlone(lambda rows: rows)(images(1)), images(1))
+
+
+@needs_openvino
+def test_two_threads_may_be_the_first_ones_to_use_openvino(tmp_path: Path) -> None:
+    """In processes of their own, because it is the first use that stood still, one time in five."""
+    folder = save_vit(tmp_path)
+    code = (
+        "import sys, torch; from concurrent.futures import ThreadPoolExecutor;"
+        "from dinoprobe.encoder import Encoder;"
+        "e = Encoder.from_pretrained(sys.argv[1], device='cpu', backend='openvino');"
+        "x = torch.zeros(1, 3, 32, 32, dtype=torch.uint8);"
+        "list(ThreadPoolExecutor(4).map(e.encode, [x] * 8))"
+    )
+    for _ in range(4):
+        subprocess.run([sys.executable, "-c", code, str(folder)], check=True, timeout=60)
 
 
 @needs_openvino

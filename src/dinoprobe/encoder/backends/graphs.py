@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 from dinoprobe.errors import FormatError
 from dinoprobe.files import read_json, staged_folder, user_cache, write_json
@@ -64,12 +65,37 @@ def build(plan: Plan, choice: Choice) -> Built:
     if choice.backend == "onnxruntime":
         from dinoprobe.encoder.backends import onnxruntime
 
-        return onnxruntime.Graph(stored(plan, made_by(choice), onnxruntime.write))
+        return FirstAlone(onnxruntime.Graph(stored(plan, made_by(choice), onnxruntime.write)))
     from dinoprobe.encoder.backends import openvino
 
     if choice.precision == "int8" and plan.int8 is not None:
-        return openvino.Graph(plan.int8, "int8")
-    return openvino.Graph(stored(plan, made_by(choice), openvino.write), choice.precision)
+        return FirstAlone(openvino.Graph(plan.int8, "int8"))
+    folder = stored(plan, made_by(choice), openvino.write)
+    return FirstAlone(openvino.Graph(folder, choice.precision))
+
+
+@final
+class FirstAlone:
+    """Lets the first call through by itself, and all others at once.
+
+    At its first use OpenVINO's binding (2026.4) sets up tables in C++ with a lock of its own, for
+    which it lets go of the interpreter's: two threads there at once wait for each other for ever.
+    """
+
+    _lock = Lock()
+
+    def __init__(self, built: Built) -> None:
+        self._built = built
+        self._started = False
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """The features."""
+        if self._started:
+            return self._built(images)
+        with self._lock:
+            features = self._built(images)
+            self._started = True
+        return features
 
 
 def made_by(choice: Choice) -> str:
