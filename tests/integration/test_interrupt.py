@@ -80,7 +80,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_ctrl_c_ends_a_run_within_seconds_and_keeps_its_rows(photos: Path, tmp_path: Path) -> None:
-    """The fourth batch begins after the first one was taken: its 8 rows are committed."""
+    """The fourth batch of 4 begins after the first one was taken: its rows are committed."""
     store, vit = tmp_path / "store", save_vit(tmp_path / "vit")
     command = ["embed", str(photos), "--encoder", str(vit), "--store", str(store), "--json"]
     run = subprocess.Popen(
@@ -106,7 +106,7 @@ def test_ctrl_c_ends_a_run_within_seconds_and_keeps_its_rows(photos: Path, tmp_p
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(again.stdout)
     assert found["embedded"] == 80
-    assert 8 <= found["cached"] < 32
+    assert 4 <= found["cached"] <= 12
     assert FeatureStore(store).verify(found["fingerprint"]) == (80, 0, 0)
 
 
