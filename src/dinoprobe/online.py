@@ -42,8 +42,8 @@ def fit_online(
     """
     import numpy as np
 
-    classes = sorted({str(sample.label) for sample in samples})
-    training = probe.begin(encoder.dimension, classes)
+    labels = [str(sample.label) for sample in samples]
+    training = probe.begin(encoder.dimension, sorted(set(labels)), labels=labels)
     failures: dict[str, Failure] = {}
     with ThreadPoolExecutor(
         min(MAX_WORKERS, os.cpu_count() or 1), initializer=single_threaded()

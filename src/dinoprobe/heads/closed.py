@@ -36,12 +36,14 @@ if TYPE_CHECKING:
     from dinoprobe.heads.base import Codes, Float64s
 
     Floats = npt.NDArray[np.floating]
-    Score = Callable[[Floats, Codes], tuple[float, float]]
+    Score = Callable[[Floats, Codes, Float64s | None], tuple[float, float]]
     Solutions = list[tuple[Float64s, Float64s]]
 
 JUDGED_ROWS = 10_000
 """Folds judge until this many rows have: a strength's neighbours then differ by 0.2 points or less
 for luck, and five folds of 50,000 rows would cost five eigendecompositions for no other answer."""
+ROUNDING = 1e-12
+"""Accuracies that differ by less are equal: sums of weights are not exact."""
 KEPT_ROWS = 5_000
 KEPT_VALUES = 2**25
 """Validation scores kept for the temperature, which is one number: rows, and values in all."""
@@ -103,12 +105,16 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Mean accuracy and loss `(p,)` of each strength, and scores `(p, m, k)` of some rows."""
+    """Mean accuracy and loss `(p,)` of each strength, and scores `(p, m, k)` of some rows.
+
+    `weights` `(m,)` are those of the rows, None where all count once.
+    """
 
     accuracy: Float64s
     loss: Float64s
     scores: Floats
     codes: Codes
+    weights: Float64s | None = None
 
     def best(self, *, by_log_loss: bool) -> int:
         """The most accurate strength; of equals the one with the smaller loss.
@@ -116,37 +122,46 @@ class Judged:
         With `by_log_loss` that is the log loss of the scores that were kept, each strength at the
         temperature that suits it: at 1, scores of separable rows all have none.
         """
-        equal = np.flatnonzero(self.accuracy == self.accuracy.max())
+        equal = np.flatnonzero(self.accuracy >= self.accuracy.max() - ROUNDING)
         if not by_log_loss or len(equal) == 1:
             return int(equal[self.loss[equal].argmin()])
         return int(min(equal, key=lambda column: self.tempered_loss(int(column))))
 
     def tempered_loss(self, column: int) -> float:
         """Mean log loss of a strength's kept scores, at their temperature."""
-        scores = self.scores[column] / fit_temperature(self.scores[column], self.codes)
-        return log_loss_sums(scores, self.codes)[1] / len(self.codes)
+        scores = self.scores[column] / self.temperature(column)
+        loss = log_loss_sums(scores, self.codes, self.weights)[1]
+        return loss / total_weight(self.codes, self.weights)
+
+    def temperature(self, column: int) -> float:
+        """The temperature that suits a strength's kept scores."""
+        return fit_temperature(self.scores[column], self.codes, self.weights)
 
 
-def prepare(X: Floats, codes: Codes, class_count: int, folds: Codes) -> Prepared:
+def prepare(
+    X: Floats, codes: Codes, class_count: int, folds: Codes, weights: Float64s | None = None
+) -> Prepared:
     """Rows and the statistics of their folds, ready for any strength."""
     if len(X) < X.shape[1]:
-        return _rotated(X, codes, class_count, folds)
+        return _rotated(X, codes, class_count, folds, weights)
     empty = ClassStatistics.around(X, class_count)
-    parts = statistics_of_folds(X, codes, folds, like=empty)
+    parts = statistics_of_folds(X, codes, folds, like=empty, weights=weights)
     raw = merged(parts)
     center, scale = raw.standardization()
     center = center.astype(X.dtype).astype(np.float64)
     return Prepared(Design(X, center, scale, None), parts, raw.moved(center, scale), raw)
 
 
-def _rotated(X: Floats, codes: Codes, class_count: int, folds: Codes) -> Prepared:
-    center, scale = moments(X)
+def _rotated(
+    X: Floats, codes: Codes, class_count: int, folds: Codes, weights: Float64s | None
+) -> Prepared:
+    center, scale = moments(X, weights)
     Z = ((X - center) / scale).astype(product_dtype(X))
     axes = principal_axes(Z)[1]
     rotated = Z @ axes.astype(Z.dtype)
     rank = axes.shape[1]
     plain = ClassStatistics(np.zeros(rank), np.ones(rank), class_count)
-    parts = statistics_of_folds(rotated, codes, folds, like=plain)
+    parts = statistics_of_folds(rotated, codes, folds, like=plain, weights=weights)
     return Prepared(Design(rotated, center, scale, axes), parts, merged(parts), None)
 
 
@@ -157,12 +172,13 @@ def judge_on_folds(
     solve: Callable[[int], Solutions],
     score: Score,
     values_per_row: int,
+    weights: Float64s | None = None,
 ) -> Judged | None:
     """Each strength on the rows of each fold, fitted without them; None where no fold can judge.
 
     `solve` gives weight `(r, k)` and intercept `(k,)` of each strength without a fold, `score` the
     correct answers and the summed loss of scores `(b, k)`, which it may overwrite; there are
-    `values_per_row` scores, strengths times classes.
+    `values_per_row` scores, strengths times classes. `weights` `(n,)` are those of the rows.
     """
     parts = [(int(folds[rows[0]]), rows) for _, rows in split_folds(folds, codes)]
     if not parts:
@@ -175,7 +191,7 @@ def judge_on_folds(
         return [(weight.astype(dtype), bias.astype(dtype)) for weight, bias in solve(part[0])]
 
     def judge(rows: Codes, path: Solutions) -> tuple[Float64s, list[Floats]]:
-        return _judge_rows(design, codes, rows, path, score, kept)
+        return _judge_rows(design, (codes, weights), rows, path, score, kept)
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         solutions = zip(parts, pool.map(solved, parts), strict=True)
@@ -185,9 +201,21 @@ def judge_on_folds(
             for rows in chunks(all_rows)
         ]
         found = [job.result() for job in jobs]
-    accuracy, loss = np.sum([sums for sums, _ in found], axis=0) / len(judged)
+    sums = np.sum([each for each, _ in found], axis=0)
+    accuracy, loss = sums / total_weight(judged, some_weights(weights, judged))
     scores = np.stack([np.concatenate(each) for each in zip(*(s for _, s in found), strict=True)])
-    return Judged(accuracy, loss, scores, codes[judged[kept[judged]]])
+    own = judged[kept[judged]]
+    return Judged(accuracy, loss, scores, codes[own], some_weights(weights, own))
+
+
+def some_weights(weights: Float64s | None, rows: Codes) -> Float64s | None:
+    """The weights of some rows, None where all count once."""
+    return None if weights is None else weights[rows]
+
+
+def total_weight(rows: Codes, weights: Float64s | None) -> float:
+    """How many rows there are, each times its weight."""
+    return float(len(rows) if weights is None else weights.sum())
 
 
 def kept_rows(judged: Codes, row_count: int, values_per_row: int) -> npt.NDArray[np.bool_]:
@@ -206,7 +234,7 @@ def evenly(rows: Codes, limit: int) -> Codes:
 
 def _judge_rows(
     design: Design,
-    codes: Codes,
+    labelled: tuple[Codes, Float64s | None],
     rows: Codes,
     path: Solutions,
     score: Score,
@@ -215,12 +243,13 @@ def _judge_rows(
     """Correct answers and loss `(2, p)` of a chunk of rows, and the scores of those to keep."""
     sums = np.empty((2, len(path)))
     scores: list[Floats] = []
-    features, truth = design.rows(rows), codes[rows]
+    features, truth = design.rows(rows), labelled[0][rows]
+    weights = some_weights(labelled[1], rows)
     for column, (weight, intercept) in enumerate(path):
         found = features @ weight
         found += intercept
         scores.append(found[kept[rows]])
-        sums[:, column] = score(found, truth)
+        sums[:, column] = score(found, truth, weights)
     return sums, scores
 
 
@@ -238,22 +267,30 @@ def in_words(folds: Codes, judging: Codes, codes: Codes, origin: str) -> str:
     return f"{count}{of} {origin} fold{'s' if all_count > 1 else ''}"
 
 
-def log_loss_sums(logits: Floats, codes: Codes) -> tuple[float, float]:
+def log_loss_sums(
+    logits: Floats, codes: Codes, weights: Float64s | None = None
+) -> tuple[float, float]:
     """Correct answers and summed log loss; the logits are overwritten."""
-    rows = np.arange(len(codes))
-    correct = float((logits.argmax(axis=1) == codes).sum())
+    correct = _weighted_sum(logits.argmax(axis=1) == codes, weights)
     logits -= logits.max(axis=1, keepdims=True)
-    own = logits[rows, codes].sum(dtype=np.float64)
+    own = logits[np.arange(len(codes)), codes].astype(np.float64)
     np.exp(logits, out=logits)
-    return correct, float(np.log(logits.sum(axis=1), dtype=np.float64).sum() - own)
+    return correct, _weighted_sum(np.log(logits.sum(axis=1), dtype=np.float64) - own, weights)
 
 
-def squared_loss_sums(scores: Floats, codes: Codes) -> tuple[float, float]:
+def squared_loss_sums(
+    scores: Floats, codes: Codes, weights: Float64s | None = None
+) -> tuple[float, float]:
     """Correct answers and summed squared distance from targets of 1 and -1; overwrites scores."""
-    correct = float((scores.argmax(axis=1) == codes).sum())
+    correct = _weighted_sum(scores.argmax(axis=1) == codes, weights)
     scores += 1
     scores[np.arange(len(codes)), codes] -= 2
-    return correct, float(np.square(scores, out=scores).sum(dtype=np.float64))
+    losses = np.square(scores, out=scores).sum(axis=1, dtype=np.float64)
+    return correct, _weighted_sum(losses, weights)
+
+
+def _weighted_sum(values: npt.NDArray[Any], weights: Float64s | None) -> float:
+    return float(values.sum() if weights is None else values @ weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +322,7 @@ def choose(
         return Choice(values[0] if given else default, temperature or 1.0, selection, None)
     best = judged.best(by_log_loss=by_log_loss)
     edge = ", at the edge of the path" if best in (0, len(values) - 1) else ""
-    fitted = temperature or fit_temperature(judged.scores[best], judged.codes)
+    fitted = temperature or judged.temperature(best)
     if given:
         return Choice(values[0], fitted, "given", None)
     return Choice(values[best], fitted, how + edge, judged)

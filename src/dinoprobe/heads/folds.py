@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
     Codes = npt.NDArray[np.intp]
 
+_SPLITS_EXPECTED = (
+    "Expected a number of folds, or scikit-learn's splits in which each row validates once at most "
+    "and trains otherwise, such as those of GroupKFold."
+)
+
 
 def deal_folds(codes: Codes, groups: Sequence[Any] | None, fold_count: int, seed: int) -> Codes:
     """A fold for each row, stratified by class; rows of one group share theirs.
@@ -42,13 +47,18 @@ def group_codes(groups: Sequence[Any] | None, row_count: int) -> Codes:
     """Codes `0 …` of groups in order of appearance; None stands alone."""
     if groups is None:
         return np.arange(row_count)
-    if len(groups) != row_count:
-        raise HeadError(
-            f"{len(groups)} groups for {row_count} rows of features; one for each row is needed."
-        )
+    check_group_count(groups, row_count)
     known: dict[Any, int] = {}
     keys = ((row,) if group is None else group for row, group in enumerate(groups))
     return np.array([known.setdefault(key, len(known)) for key in keys], dtype=np.intp)
+
+
+def check_group_count(groups: Sequence[Any] | None, row_count: int) -> None:
+    """HeadError unless there is one group for each row, or none at all."""
+    if groups is not None and len(groups) != row_count:
+        raise HeadError(
+            f"{len(groups)} groups for {row_count} rows of features; one for each row is needed."
+        )
 
 
 def assign_folds(
@@ -64,10 +74,44 @@ def assign_folds(
     return deal_folds(codes, groups, fold_count, seed), "stratified"
 
 
-def check_fold_count(fold_count: int) -> None:
+def check_fold_count(cv: Any) -> None:
     """HeadError for fewer than two folds."""
-    if fold_count < 2:
-        raise HeadError(f"cv is {fold_count}; expected at least 2 folds.")
+    if isinstance(cv, int) and cv < 2:
+        raise HeadError(f"cv is {cv}; expected at least 2 folds.")
+
+
+def folds_of_splits(cv: Any, codes: Codes, groups: Sequence[Any] | None) -> Codes | None:
+    """The fold of each row `(n,)` from scikit-learn's `cv`; None for a number of folds.
+
+    `cv` is a list of (training rows, validation rows), or an object that splits, such as GroupKFold
+    or LeaveOneGroupOut. Raises HeadError for parts that overlap, or a training part that leaves out
+    more than its validation part.
+    """
+    if isinstance(cv, int | np.integer):
+        return None
+    folds = np.full(len(codes), -1)
+    try:
+        is_splitter = not isinstance(cv, str) and hasattr(cv, "split")
+        splits = cv.split(np.zeros((len(codes), 1)), codes, groups) if is_splitter else cv
+        parts = [[np.arange(len(codes))[part] for part in split] for split in splits]
+        found = [_overlap(folds, fold, *part) for fold, part in enumerate(parts)]
+    except (TypeError, IndexError, ValueError) as error:
+        msg = f"cv is {cv!r:.100}, which gives no splits of rows ({error}). {_SPLITS_EXPECTED}"
+        raise HeadError(msg) from error
+    for fold, what in enumerate(found):
+        if what:
+            raise HeadError(f"cv, split {fold}: {what}. {_SPLITS_EXPECTED}")
+    return folds
+
+
+def _overlap(folds: Codes, fold: int, train: Codes, validation: Codes) -> str:
+    """Write the fold into `folds`; what is wrong with it, in words."""
+    again = validation[folds[validation] >= 0]
+    folds[validation] = fold
+    if len(again):
+        return f"row {again[0]} validates twice"
+    complete = len(train) + len(validation) == len(np.union1d(train, validation)) == len(folds)
+    return "" if complete else "rows are left out, or train and validate"
 
 
 def check_folds(folds: npt.ArrayLike, row_count: int) -> Codes:

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 from dinoprobe.errors import HeadError
-from dinoprobe.heads.base import LinearBase, check_labelled, check_training, require_classes
+from dinoprobe.heads.base import LinearBase, check_labelled, require_classes
 from dinoprobe.heads.closed import (
     Design,
     check_path,
@@ -30,6 +30,8 @@ from dinoprobe.heads.closed import (
 from dinoprobe.heads.folds import assign_folds, check_fold_count
 from dinoprobe.heads.statistics import ClassStatistics
 from dinoprobe.heads.threads import one_blas_thread
+from dinoprobe.heads.training import training_rows
+from dinoprobe.heads.weights import check_class_weight, row_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
     from dinoprobe.heads.base import Codes, Float64s
     from dinoprobe.heads.closed import Judged, Solutions
+    from dinoprobe.heads.training import TrainingRows
+    from dinoprobe.heads.weights import ClassWeight
 
 SHRINKAGES = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 DEFAULT_SHRINKAGE = 0.1
@@ -52,8 +56,10 @@ class LDAProbe(LinearBase):
     """Gaussian classes with the covariance (1 - s) S + s (trace(S) / d) I; s is the shrinkage.
 
     S is the covariance within classes of standardised features, divided by n; constant features do
-    not count. `shrinkage` skips the choice among `shrinkages` (None: 12 from 1e-4 to 1), which goes
-    by accuracy on validation folds, then by log loss at the temperature of each. `temperature` None
+    not count. Rows count as often as their weights say (`heads/weights.py`), in the frequencies of
+    the classes too: `class_weight="balanced"` makes these equal. `shrinkage` skips the choice among
+    `shrinkages` (None: 12 from 1e-4 to 1), which goes by accuracy on validation folds, then by log
+    loss at the temperature of each. `temperature` None
     is fitted on the scores of the same folds.
 
     After fit: `shrinkage_`, `temperature_`; `selection_`, how the shrinkage was chosen, in words;
@@ -64,7 +70,7 @@ class LDAProbe(LinearBase):
 
     selects = ("shrinkage", "temperature")
     _statistics: ClassStatistics | None
-    _rows: tuple[Any, Codes] | None
+    _rows: tuple[Any, Codes, Float64s | None] | None
 
     def __init__(
         self,
@@ -72,12 +78,14 @@ class LDAProbe(LinearBase):
         *,
         shrinkage: float | None = None,
         temperature: float | None = None,
-        cv: int = 5,
+        class_weight: ClassWeight = None,
+        cv: int | Any = 5,
         random_state: int = 0,
     ) -> None:
         self.shrinkages = shrinkages
         self.shrinkage = shrinkage
         self.temperature = temperature
+        self.class_weight = class_weight
         self.cv = cv
         self.random_state = random_state
 
@@ -87,31 +95,43 @@ class LDAProbe(LinearBase):
         y: npt.ArrayLike,
         groups: Sequence[Any] | None = None,
         folds: npt.ArrayLike | None = None,
+        sample_weight: npt.ArrayLike | None = None,
     ) -> Self:
         """Choose shrinkage and temperature, and fit all rows with them.
 
         `folds` are the validation fold of each row, -1 for a row that is always trained on; without
-        them `cv` stratified folds are dealt, rows of one group together.
+        them `cv` stratified folds are dealt, rows of one group together. `cv` also takes
+        scikit-learn's splits. `sample_weight` says how often each row counts.
         """
         path = self._path()
-        rows, codes = check_training(self, X, y)
+        rows = training_rows(self, X, y, sample_weight, groups=groups, folds=folds)
         with one_blas_thread():
-            assigned, origin = assign_folds(codes, groups, folds, self.cv, self.random_state)
+            assigned, origin = assign_folds(
+                rows.codes, rows.groups, rows.folds, self.cv, self.random_state
+            )
             judging = few_folds(assigned)
-            self._fit(rows, codes, judging, path, in_words(assigned, judging, codes, origin))
+            self._fit(rows, judging, path, in_words(assigned, judging, rows.codes, origin))
         return self
 
     def partial_fit(
-        self, X: npt.ArrayLike, y: npt.ArrayLike, classes: npt.ArrayLike | None = None
+        self,
+        X: npt.ArrayLike,
+        y: npt.ArrayLike,
+        classes: npt.ArrayLike | None = None,
+        sample_weight: npt.ArrayLike | None = None,
     ) -> Self:
         """Add rows, also of new classes, without the old ones; as fitting all of them at once.
 
         Shrinkage and temperature stay as they are (before any fit: as given, else 0.1 and 1).
-        `classes` is scikit-learn's argument; only classes that have rows are known.
+        `classes` is scikit-learn's argument; only classes that have rows are known. Raises
+        HeadError with class weights "balanced", which need all rows.
         """
         started = hasattr(self, "coef_")
         path = self._path()
         rows, labels = check_labelled(self, X, y, reset=not started)
+        weights = self._added_weights(labels, sample_weight)
+        if weights is not None and not weights.all():
+            rows, labels, weights = rows[weights > 0], labels[weights > 0], weights[weights > 0]
         _check_declared(labels, classes)
         old = self.classes_ if started else labels[:0]
         union = np.unique(np.concatenate([old, labels]))
@@ -119,7 +139,7 @@ class LDAProbe(LinearBase):
         with one_blas_thread():
             known = self._known() if started else ClassStatistics.around(rows, 0)
             known = known.relabelled(np.searchsorted(union, old), len(union))
-            self._statistics = known.add(rows, np.searchsorted(union, labels))
+            self._statistics = known.add(rows, np.searchsorted(union, labels), weights)
             self._rows, self.classes_ = None, union
             if not started:
                 self._choose(None, path, "")
@@ -127,6 +147,21 @@ class LDAProbe(LinearBase):
             design = Design(rows, center, scale, None)
             self._solve(self._statistics.moved(center, scale), design)
         return self
+
+    def _added_weights(
+        self, labels: npt.NDArray[Any], sample_weight: npt.ArrayLike | None
+    ) -> Float64s | None:
+        """The weights of rows that are added."""
+        check_class_weight(self.class_weight)
+        if isinstance(self.class_weight, str):
+            raise HeadError(
+                'partial_fit got class_weight="balanced", which all rows decide together; expected '
+                "None or a mapping from label to weight. Fit all rows at once, or give a mapping."
+            )
+        present, codes = np.unique(labels, return_inverse=True)
+        given = self.class_weight or {}
+        named = {label: given[label] for label in present.tolist() if label in given}
+        return row_weights(codes, len(present), named or None, sample_weight, classes=present)
 
     def _known(self) -> ClassStatistics:
         """Statistics of all rows so far; kept as rows where these are fewer than features."""
@@ -141,23 +176,25 @@ class LDAProbe(LinearBase):
         check_fold_count(self.cv)
         return check_path("shrinkage", given, most=1, example="shrinkage=0.1")
 
-    def _fit(self, X: Any, codes: Codes, folds: Codes, path: list[float], how: str) -> None:
+    def _fit(self, rows: TrainingRows, folds: Codes, path: list[float], how: str) -> None:
         if len(path) == 1 and self.temperature is not None:
             folds = np.full_like(folds, -1)
         class_count = len(self.classes_)
-        prepared = prepare(X, codes, class_count, folds)
+        prepared = prepare(rows.X, rows.codes, class_count, folds, rows.weights)
         varying = prepared.design.varying
         judged = judge_on_folds(
             prepared.design,
-            codes,
+            rows.codes,
             folds,
             lambda fold: discriminants(prepared.without(fold), path, varying),
             log_loss_sums,
             len(path) * class_count,
+            rows.weights,
         )
         self._choose(judged, path, how)
         self._statistics = prepared.raw
-        self._rows = (X.copy(), codes) if prepared.raw is None else None
+        kept = prepared.raw is None
+        self._rows = (rows.X.copy(), rows.codes, rows.weights) if kept else None
         self._solve(prepared.total, prepared.design)
 
     def _choose(self, judged: Judged | None, path: list[float], how: str) -> None:
@@ -188,11 +225,11 @@ def discriminants(
     `varying` is the d that the trace is divided by: rows may be rotated into fewer axes.
     """
     counts, mean = statistics.counts, statistics.mean
-    means = statistics.sums / np.maximum(counts, 1)[:, None] - mean
+    means = statistics.sums / np.where(counts > 0, counts, 1)[:, None] - mean
     with np.errstate(divide="ignore"):
         priors = np.log(counts / statistics.count)
     within = statistics.within()
-    if statistics.count <= np.count_nonzero(counts):
+    if statistics.row_counts.max() <= 1:
         within = np.eye(len(mean)) * max(varying * LONE_VARIANCE, 1)
     sphere = max(within.trace() / max(varying, 1), SMALLEST_VARIANCE)
     weights = _whitened(within, sphere, means, shrinkages)

@@ -16,16 +16,21 @@ import torch
 from torch import nn
 
 from dinoprobe.errors import ConfigurationError, HeadError, NonFiniteError
-from dinoprobe.heads.base import LinearBase, check_training
+from dinoprobe.heads.base import LinearBase
 from dinoprobe.heads.solver import standardization
+from dinoprobe.heads.statistics import moments as weighted_moments
 from dinoprobe.heads.threads import one_torch_thread
+from dinoprobe.heads.training import training_rows
+from dinoprobe.heads.weights import class_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy.typing as npt
 
-    from dinoprobe.heads.base import Codes, Float64s
+    from dinoprobe.heads.base import Float64s
+    from dinoprobe.heads.training import TrainingRows
+    from dinoprobe.heads.weights import ClassWeight
 
 OPTIMIZERS: dict[str, Any] = {
     "adam": torch.optim.Adam,
@@ -40,13 +45,14 @@ class LinearProbe(LinearBase):
     """A linear layer trained by gradient descent on cross-entropy.
 
     Deterministic on a CPU for a given `random_state`, which seeds a generator of its own; the
-    global one is not touched. After fit: `loss_history_`, the mean of the batches' losses in each
+    global one is not touched. A row's loss is multiplied by its weight (`heads/weights.py`) over
+    the mean weight of all rows. After fit: `loss_history_`, the mean of the batches' losses in each
     epoch; `coef_` and `intercept_` for features as they come.
     """
 
     loss_history_: list[float]
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the options of a training
         self,
         optimizer: str = "adam",
         *,
@@ -55,6 +61,7 @@ class LinearProbe(LinearBase):
         batch_size: int = 32,
         weight_decay: float = 0.0,
         standardize: bool = False,
+        class_weight: ClassWeight = None,
         random_state: int = 0,
         device: str = "cpu",
     ) -> None:
@@ -64,15 +71,18 @@ class LinearProbe(LinearBase):
         self.batch_size = batch_size
         self.weight_decay = weight_decay
         self.standardize = standardize
+        self.class_weight = class_weight
         self.random_state = random_state
         self.device = device
 
-    def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:
+    def fit(
+        self, X: npt.ArrayLike, y: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None
+    ) -> Self:
         """Train for `epochs` passes over the rows, in a new order each."""
         self._check_options()
-        features, codes = check_training(self, X, y)
+        rows = training_rows(self, X, y, sample_weight)
         with one_torch_thread():
-            self._train(features, codes)
+            self._train(rows)
         return self
 
     def begin(
@@ -81,10 +91,12 @@ class LinearProbe(LinearBase):
         classes: Sequence[str],
         *,
         moments: tuple[Float64s, Float64s] | None = None,
+        labels: Sequence[str] | None = None,
     ) -> LinearTraining:
         """A training of this probe that the caller drives batch by batch; see `LinearTraining`.
 
-        With `standardize`, `moments` are the mean and scale `(d,)` of the features.
+        With `standardize`, `moments` are the mean and scale `(d,)` of the features. With
+        `class_weight`, `labels` are those of an epoch, from which the weights are taken.
         """
         self._check_options()
         if self.standardize and moments is None:
@@ -93,16 +105,24 @@ class LinearProbe(LinearBase):
                 "of the features, which are unknown batch by batch. Pass moments=, or leave "
                 "standardize out."
             )
-        return LinearTraining(self, n_features, _sorted_classes(classes), moments)
+        training = LinearTraining(self, n_features, _sorted_classes(classes), moments)
+        if self.class_weight is not None:
+            training.weigh(labels)
+        return training
 
-    def _train(self, features: npt.NDArray[Any], codes: Codes) -> None:
-        moments = standardization(features) if self.standardize else None
-        training = LinearTraining(self, features.shape[1], self.classes_, moments)
-        rows = torch.from_numpy(training.standardized(features)).to(self.device)
-        targets = torch.from_numpy(codes).to(self.device)
+    def _train(self, training_rows: TrainingRows) -> None:
+        X, weights = training_rows.X, training_rows.weights
+        moments = _moments(X, weights) if self.standardize else None
+        training = LinearTraining(self, X.shape[1], self.classes_, moments)
+        rows = torch.from_numpy(training.standardized(X)).to(self.device)
+        targets = torch.from_numpy(training_rows.codes).to(self.device)
+        factors = None
+        if weights is not None:
+            factors = torch.from_numpy(_of_mean_one(weights)).to(self.device)
         for _ in range(self.epochs):
             for batch in training.shuffled_batches(len(rows)):
-                training.update(rows[batch], targets[batch])
+                own = None if factors is None else factors[batch]
+                training.update(rows[batch], targets[batch], own)
             training.end_epoch()
         training.finish()
 
@@ -143,6 +163,21 @@ class LinearTraining:
         self._layer = _linear_layer(n_features, len(classes), self._generator).to(probe.device)
         self._optimizer = _optimizer(probe, self._layer)
         self._losses: list[torch.Tensor] = []
+        self._class_factors: torch.Tensor | None = None
+
+    def weigh(self, labels: Sequence[str] | None) -> None:
+        """Take the weights of the classes from the labels of an epoch. Raises HeadError."""
+        if labels is None:
+            raise ConfigurationError(
+                "LinearProbe(class_weight=...).begin() got no labels; expected those of all rows "
+                "of an epoch, which give the weights. Pass labels=, or leave class_weight out."
+            )
+        codes = np.array([self._code(label) for label in labels], dtype=np.intp)
+        option, count = self.probe.class_weight, len(self.classes)
+        weights = class_weights(codes, count, option, classes=self.classes)
+        if weights is not None:
+            factors = (weights / weights[codes].mean()).astype(np.float32)
+            self._class_factors = torch.from_numpy(factors).to(self.probe.device)
 
     def step(self, X: npt.ArrayLike | torch.Tensor, y: Sequence[str]) -> float:
         """One update from features `(b, d)` and their labels; the batch's loss before it."""
@@ -159,12 +194,22 @@ class LinearTraining:
             )
         codes = torch.tensor([self._code(label) for label in y], device=self.probe.device)
         rows = torch.from_numpy(self.standardized(values)).to(self.probe.device)
-        return float(self.update(rows, codes))
+        factors = None if self._class_factors is None else self._class_factors[codes]
+        return float(self.update(rows, codes, factors))
 
-    def update(self, rows: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """One update from standardised rows and codes on the device; the loss before it."""
+    def update(
+        self, rows: torch.Tensor, codes: torch.Tensor, factors: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """One update from standardised rows and codes on the device; the loss before it.
+
+        `factors` `(b,)` multiply the loss of each row.
+        """
         self._optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(self._layer(rows), codes)
+        if factors is None:
+            loss = nn.functional.cross_entropy(self._layer(rows), codes)
+        else:
+            losses = nn.functional.cross_entropy(self._layer(rows), codes, reduction="none")
+            loss = (losses * factors).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
         self._losses.append(loss.detach())
@@ -210,6 +255,14 @@ class LinearTraining:
                 f"classes that the training began with."
             )
         return self._codes[label]
+
+
+def _moments(X: npt.NDArray[Any], weights: Float64s | None) -> tuple[Float64s, Float64s]:
+    return standardization(X) if weights is None else weighted_moments(X, weights)
+
+
+def _of_mean_one(weights: Float64s) -> npt.NDArray[np.float32]:
+    return np.asarray(weights / weights.mean(), dtype=np.float32)
 
 
 def _sorted_classes(classes: Sequence[str]) -> npt.NDArray[Any]:

@@ -7,6 +7,7 @@ by about 4 points on learned features.
 
 from __future__ import annotations
 
+import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -19,11 +20,12 @@ from dinoprobe.heads.base import (
     BLOCK_ROWS,
     ProbeBase,
     check_features,
-    check_training,
     in_blocks,
 )
-from dinoprobe.heads.folds import check_folds, group_codes
+from dinoprobe.heads.folds import group_codes
 from dinoprobe.heads.threads import one_torch_thread
+from dinoprobe.heads.training import training_rows
+from dinoprobe.heads.weights import product_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dinoprobe.heads.base import Codes, Float32s, Float64s
+    from dinoprobe.heads.weights import ClassWeight
 
 TRAIN_BLOCK_ROWS = 16_384
 CANDIDATES = (10, 20, 100, 200)
@@ -38,6 +41,8 @@ CANDIDATES = (10, 20, 100, 200)
 DEFAULT_K = 20
 SMALL_SIZE = 2**24
 """Training values (rows times features) below which one thread is quicker; see `threads`."""
+ROUNDING = 1e-9
+"""Sums of weights that differ by less, as a share, are equal."""
 JUDGED_ROWS = 5_000
 """At most so many training rows, evenly spaced, judge the candidates."""
 
@@ -47,15 +52,27 @@ class KNNProbe(ProbeBase):
 
     `k="auto"` takes the most accurate of 10, 20, 100, 200 (of equals the smallest), judged on the
     training rows with each row's own group or fold left out. A k beyond the rows takes all rows.
-    A row of zeros is equally similar, 0, to everything. After fit: `k_`; `selection_`, how it was
+    A row of zeros is equally similar, 0, to everything. Sample weights count rows: a row of weight
+    2 takes two of the k places, one of weight 0.5 half a place. Class weights multiply the votes
+    (`heads/weights.py`). After fit: `k_`; `selection_`, how it was
     chosen, in words.
     """
 
     selects = ("k",)
 
-    def __init__(self, k: int | Literal["auto"] = DEFAULT_K, *, temperature: float = 0.07) -> None:
+    sample_weight_: Float64s | None = None
+    class_weight_: Float64s | None = None
+
+    def __init__(
+        self,
+        k: int | Literal["auto"] = DEFAULT_K,
+        *,
+        temperature: float = 0.07,
+        class_weight: ClassWeight = None,
+    ) -> None:
         self.k = k
         self.temperature = temperature
+        self.class_weight = class_weight
 
     def fit(
         self,
@@ -63,6 +80,7 @@ class KNNProbe(ProbeBase):
         y: npt.ArrayLike,
         groups: Sequence[Any] | None = None,
         folds: npt.ArrayLike | None = None,
+        sample_weight: npt.ArrayLike | None = None,
     ) -> Self:
         """Keep the rows, and choose k where it is "auto".
 
@@ -70,16 +88,28 @@ class KNNProbe(ProbeBase):
         the choice; rows in fold -1 vote for all and are not judged.
         """
         self._check_options()
-        rows, self.codes_ = check_training(self, X, y)
-        self.features_ = normalized(rows)
+        rows = training_rows(self, X, y, sample_weight, groups=groups, folds=folds)
+        self.codes_, self.features_ = rows.codes, normalized(rows.X)
+        self.sample_weight_, self.class_weight_ = rows.sample_weight, rows.class_weight
         if self.k != "auto":
-            self.k_, self.selection_ = min(self.k, len(rows)), "given"
-            return self
-        if folds is None:
-            self._choose_k(group_codes(groups, len(rows)), "leaving one out")
+            self.k_, self.selection_ = min(self.k, self._places()), "given"
+        elif rows.folds is None:
+            self._choose_k(group_codes(rows.groups, len(rows.codes)), "leaving one out")
         else:
-            self._choose_k(check_folds(folds, len(rows)), "given folds")
+            self._choose_k(rows.folds, "given folds")
         return self
+
+    def _places(self) -> int:
+        """The largest k: all rows, each times its weight."""
+        weights = self.sample_weight_
+        return len(self.codes_) if weights is None else max(1, math.ceil(weights.sum()))
+
+    def _reach(self, k: int) -> int:
+        """How many of the nearest rows surely fill k places."""
+        if self.sample_weight_ is None:
+            return k
+        filled = np.sort(self.sample_weight_).cumsum()
+        return min(int(np.searchsorted(filled, k)) + 1, len(filled))
 
     def predict_proba(self, X: npt.ArrayLike) -> Float64s:
         """Shares of the weighted vote `(n, k)` in the order of `classes_`."""
@@ -94,18 +124,28 @@ class KNNProbe(ProbeBase):
         float32 products differ in the last bits by a row's place in the block, which the
         temperature would make 14 times larger.
         """
-        _, nearest = _nearest(queries, self.features_, self.k_)
+        _, nearest = _nearest(queries, self.features_, self._reach(self.k_))
         similarity = np.empty(nearest.shape)
         for row, query in enumerate(queries.astype(np.float64)):
             similarity[row] = (self.features_[nearest[row]] * query).sum(axis=1)
-        return self._vote(similarity, nearest)
+        return self._vote(similarity, nearest, self.k_)
 
-    def _vote(self, similarity: Float64s, nearest: Codes) -> Float64s:
-        """Probabilities `(b, k)`; rows without a neighbour that may vote get zeros."""
+    def _vote(self, similarity: Float64s, nearest: Codes, k: int) -> Float64s:
+        """Probabilities `(b, classes)` by the nearest, best first, that fill k places.
+
+        Rows without a neighbour that may vote get zeros.
+        """
+        if self.sample_weight_ is None:
+            similarity, nearest = similarity[:, :k], nearest[:, :k]
         best = similarity.max(axis=1, keepdims=True)
         weights = np.exp((similarity - np.where(np.isfinite(best), best, 0)) / self.temperature)
+        if self.sample_weight_ is not None:
+            own = np.where(np.isfinite(similarity), self.sample_weight_[nearest], 0)
+            weights *= np.clip(k - (own.cumsum(axis=1) - own), 0, own)
         votes = np.zeros((len(nearest), len(self.classes_)))
         np.add.at(votes, (np.arange(len(nearest))[:, None], self.codes_[nearest]), weights)
+        if self.class_weight_ is not None:
+            votes *= self.class_weight_
         total = votes.sum(axis=1, keepdims=True)
         return votes / np.where(total > 0, total, 1)
 
@@ -113,28 +153,31 @@ class KNNProbe(ProbeBase):
         """Set `k_` and `selection_` by accuracy; rows of equal `excluded` do not vote together."""
         judged = np.flatnonzero(excluded >= 0)
         if len(np.unique(excluded)) < 2 or not len(judged):
-            self.k_ = min(DEFAULT_K, len(self.codes_))
+            self.k_ = min(DEFAULT_K, self._places())
             self.selection_ = "default: all rows belong to one group"
             return
         spread = np.linspace(0, len(judged) - 1, min(len(judged), JUDGED_ROWS))
         judged = judged[spread.astype(np.intp)]
-        candidates = sorted({min(k, len(self.codes_)) for k in CANDIDATES})
+        candidates = sorted({min(k, self._places()) for k in CANDIDATES})
         correct = np.zeros(len(candidates))
         for start in range(0, len(judged), BLOCK_ROWS):
             rows = judged[start : start + BLOCK_ROWS]
             with self._threads():
                 correct += self._count_correct(rows, excluded, candidates)
-        self.k_ = candidates[int(correct.argmax())]
+        equal = correct >= (1 - ROUNDING) * correct.max()
+        self.k_ = candidates[int(equal.argmax())]
         self.selection_ = f"{how}, {len(judged)} rows"
 
     def _count_correct(self, rows: Codes, excluded: Codes, candidates: list[int]) -> Float64s:
         similarity, nearest = _nearest(
-            self.features_[rows], self.features_, candidates[-1], excluded, rows
+            self.features_[rows], self.features_, self._reach(candidates[-1]), excluded, rows
         )
-        votes = (self._vote(similarity[:, :k], nearest[:, :k]) for k in candidates)
+        votes = (self._vote(similarity, nearest, k) for k in candidates)
         truth = self.codes_[rows]
+        weights = product_weights(self.codes_, self.class_weight_, self.sample_weight_)
+        counts = np.ones(len(rows)) if weights is None else weights[rows]
         return np.array(
-            [((vote.argmax(axis=1) == truth) & vote.any(axis=1)).sum() for vote in votes]
+            [counts @ ((vote.argmax(axis=1) == truth) & vote.any(axis=1)) for vote in votes]
         )
 
     def _threads(self) -> AbstractContextManager[None]:

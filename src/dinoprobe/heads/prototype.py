@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from dinoprobe.heads.base import LinearBase, check_training
+from dinoprobe.heads.base import LinearBase
 from dinoprobe.heads.closed import (
     Design,
     by_default,
@@ -21,11 +21,12 @@ from dinoprobe.heads.closed import (
     in_words,
     judge_on_folds,
     log_loss_sums,
+    some_weights,
 )
 from dinoprobe.heads.folds import assign_folds, check_fold_count
 from dinoprobe.heads.statistics import chunks, class_sums
-from dinoprobe.heads.temperature import fit_temperature
 from dinoprobe.heads.threads import one_blas_thread
+from dinoprobe.heads.training import training_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dinoprobe.heads.base import Codes, Float64s
-    from dinoprobe.heads.closed import Floats, Judged, Solutions
+    from dinoprobe.heads.closed import Judged, Solutions
+    from dinoprobe.heads.training import TrainingRows
 
 DEFAULT_TEMPERATURE = 0.07
 """As of k-NN in facebookresearch/dinov3; where no fold can judge, as with one row a class."""
@@ -45,7 +47,8 @@ class PrototypeProbe(LinearBase):
     """Class means of length 1; the score is a row's product with them, in units of the rows' size.
 
     The best score is the best cosine. A row that is longer than the training rows are in the mean
-    square gets sharper probabilities: so the head stays linear. `temperature` None is fitted on
+    square gets sharper probabilities: so the head stays linear. Classes count alike however many
+    rows they have, so there are no class weights. `temperature` None is fitted on
     scores of `cv` validation folds.
 
     After fit: `temperature_`; `selection_`, how it was chosen, in words; `cv_results_`, arrays
@@ -55,7 +58,7 @@ class PrototypeProbe(LinearBase):
     selects = ("temperature",)
 
     def __init__(
-        self, *, temperature: float | None = None, cv: int = 5, random_state: int = 0
+        self, *, temperature: float | None = None, cv: int | Any = 5, random_state: int = 0
     ) -> None:
         self.temperature = temperature
         self.cv = cv
@@ -67,16 +70,20 @@ class PrototypeProbe(LinearBase):
         y: npt.ArrayLike,
         groups: Sequence[Any] | None = None,
         folds: npt.ArrayLike | None = None,
+        sample_weight: npt.ArrayLike | None = None,
     ) -> Self:
         """Keep the class means, and fit the temperature on folds; see `LDAProbe.fit`."""
         check_temperature(self.temperature)
         check_fold_count(self.cv)
-        rows, codes = check_training(self, X, y)
+        rows = training_rows(self, X, y, sample_weight, groups=groups, folds=folds)
+        codes = rows.codes
         with one_blas_thread():
-            assigned, origin = assign_folds(codes, groups, folds, self.cv, self.random_state)
+            assigned, origin = assign_folds(
+                codes, rows.groups, rows.folds, self.cv, self.random_state
+            )
             judging = np.full_like(assigned, -1) if self.temperature else few_folds(assigned)
-            design = _design(rows, codes, len(self.classes_))
-            parts = _sums_of_folds(design, codes, judging, len(self.classes_))
+            design = _design(rows, len(self.classes_))
+            parts = _sums_of_folds(design, rows, judging, len(self.classes_))
             total = np.sum(list(parts.values()), axis=0)
             judged = judge_on_folds(
                 design,
@@ -85,6 +92,7 @@ class PrototypeProbe(LinearBase):
                 lambda fold: _prototypes(total - parts[fold]),
                 log_loss_sums,
                 len(self.classes_),
+                rows.weights,
             )
             self._choose(judged, in_words(assigned, judging, codes, origin))
             weight, intercept = _prototypes(total)[0]
@@ -102,7 +110,7 @@ class PrototypeProbe(LinearBase):
             self.temperature_ = DEFAULT_TEMPERATURE
             self.selection_ = by_default(DEFAULT_TEMPERATURE)
         else:
-            self.temperature_ = fit_temperature(judged.scores[0], judged.codes)
+            self.temperature_ = judged.temperature(0)
             self.selection_ = how
             self.cv_results_ = {
                 "temperature": np.array([self.temperature_]),
@@ -111,43 +119,45 @@ class PrototypeProbe(LinearBase):
             }
 
 
-def _design(X: Floats, codes: Codes, class_count: int) -> Design:
+def _design(rows: TrainingRows, class_count: int) -> Design:
     """Rows divided by their size, and centred where the mean is too long to tell angles."""
-    d = X.shape[1]
+    X, d = rows.X, rows.X.shape[1]
     plain = Design(X, np.zeros(d), np.ones(d), None)
-    sums = _with_counts(plain, codes, np.arange(len(X)), class_count)
+    sums = _with_counts(plain, rows, np.arange(len(X)), class_count)
     center = (sums[:, :-1] / sums[:, -1:]).mean(axis=0).astype(X.dtype).astype(np.float64)
-    length, deviation = _size(plain), _size(Design(X, center, np.ones(d), None))
+    centered = Design(X, center, np.ones(d), None)
+    length, deviation = _size(plain, rows.weights), _size(centered, rows.weights)
     if np.linalg.norm(center) <= LONGEST_MEAN * deviation:
         return Design(X, np.zeros(d), np.full(d, length or 1.0), None)
     return Design(X, center, np.full(d, deviation or 1.0), None)
 
 
-def _size(design: Design) -> float:
+def _size(design: Design, weights: Float64s | None) -> float:
     """Root of the mean squared length of the rows."""
-    total = sum(
-        float(np.square(design.rows(rows), dtype=np.float64).sum())
-        for rows in chunks(np.arange(len(design.X)))
+    all_rows = np.arange(len(design.X))
+    squares = np.concatenate(
+        [np.square(design.rows(rows), dtype=np.float64).sum(axis=1) for rows in chunks(all_rows)]
     )
-    return float(np.sqrt(total / len(design.X)))
+    return float(np.sqrt(np.average(squares, weights=weights)))
 
 
 def _sums_of_folds(
-    design: Design, codes: Codes, folds: Codes, class_count: int
+    design: Design, rows: TrainingRows, folds: Codes, class_count: int
 ) -> dict[int, Float64s]:
     return {
-        int(fold): _with_counts(design, codes, np.flatnonzero(folds == fold), class_count)
+        int(fold): _with_counts(design, rows, np.flatnonzero(folds == fold), class_count)
         for fold in np.unique(folds)
     }
 
 
-def _with_counts(design: Design, codes: Codes, rows: Codes, class_count: int) -> Float64s:
-    """Sums of the rows of each class and, in the last column, their number `(k, d + 1)`."""
+def _with_counts(design: Design, training: TrainingRows, rows: Codes, class_count: int) -> Float64s:
+    """Sums of the rows of each class and, in the last column, their weight `(k, d + 1)`."""
     result = np.zeros((class_count, design.X.shape[1] + 1))
     for some in chunks(rows):
-        present, local = np.unique(codes[some], return_inverse=True)
-        result[present, :-1] += class_sums(design.rows(some), local)
-        result[present, -1] += np.bincount(local)
+        present, local = np.unique(training.codes[some], return_inverse=True)
+        weights = some_weights(training.weights, some)
+        result[present, :-1] += class_sums(design.rows(some), local, weights)
+        result[present, -1] += np.bincount(local, weights)
     return result
 
 

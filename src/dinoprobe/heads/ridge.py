@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from dinoprobe.heads.base import LinearBase, check_training
+from dinoprobe.heads.base import LinearBase
 from dinoprobe.heads.closed import (
     JUDGED_ROWS,
     Judged,
@@ -27,11 +27,14 @@ from dinoprobe.heads.closed import (
     judge_on_folds,
     kept_rows,
     prepare,
+    some_weights,
     squared_loss_sums,
+    total_weight,
 )
 from dinoprobe.heads.folds import assign_folds, check_fold_count
 from dinoprobe.heads.statistics import chunks, product_dtype
 from dinoprobe.heads.threads import one_blas_thread
+from dinoprobe.heads.training import training_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
     from dinoprobe.heads.base import Codes, Float64s
     from dinoprobe.heads.closed import Floats, Prepared, Solutions
     from dinoprobe.heads.statistics import ClassStatistics
+    from dinoprobe.heads.training import TrainingRows
+    from dinoprobe.heads.weights import ClassWeight
 
 ALPHAS_PER_ROW = np.logspace(-4, 2, 13)
 DEFAULT_ALPHA_PER_ROW = 0.1
@@ -51,11 +56,13 @@ SMALLEST_VARIANCE = 1e-7
 class RidgeProbe(LinearBase):
     """One-versus-rest least squares |Y - XW - b|² + alpha |W|², Y of 1 and -1, b free.
 
+    A row's square counts as often as its weight says (`heads/weights.py`), and so does the row
+    wherever an option is chosen; left out, it goes with its whole weight.
     Features are standardised inside; a two-class head has two rows, one the negative of the other.
-    `alpha` skips the choice among `alphas` (None: 13 half decades from 1e-4 n to 100 n). The choice
-    goes by accuracy, then by squared loss, on up to 10,000 rows each left out in turn; or on
-    validation folds where fit gets `groups` or `folds`. `temperature` None is fitted on the
-    same scores.
+    `alpha` skips the choice among `alphas` (None: 13 half decades from 1e-4 n to 100 n, n the sum
+    of the weights). The choice goes by accuracy, then by squared loss, on up to 10,000 rows each
+    left out in turn; or on validation folds where fit gets `groups` or `folds`. `temperature` None
+    is fitted on the same scores.
 
     After fit: `alpha_`, `temperature_`; `selection_`, how alpha was chosen, in words;
     `cv_results_`, arrays `alpha`, `accuracy`, `squared_loss`, None without a choice.
@@ -69,12 +76,14 @@ class RidgeProbe(LinearBase):
         *,
         alpha: float | None = None,
         temperature: float | None = None,
-        cv: int = 5,
+        class_weight: ClassWeight = None,
+        cv: int | Any = 5,
         random_state: int = 0,
     ) -> None:
         self.alphas = alphas
         self.alpha = alpha
         self.temperature = temperature
+        self.class_weight = class_weight
         self.cv = cv
         self.random_state = random_state
 
@@ -84,63 +93,70 @@ class RidgeProbe(LinearBase):
         y: npt.ArrayLike,
         groups: Sequence[Any] | None = None,
         folds: npt.ArrayLike | None = None,
+        sample_weight: npt.ArrayLike | None = None,
     ) -> Self:
         """Choose alpha and temperature, and fit all rows with them.
 
         `folds` are the validation fold of each row, -1 for a row that is always trained on;
-        `groups` without folds make `cv` stratified ones, rows of one group together.
+        `groups` without folds make `cv` stratified ones, rows of one group together. `cv` also
+        takes scikit-learn's splits. `sample_weight` says how often each row counts.
         """
         check_temperature(self.temperature)
         check_fold_count(self.cv)
-        rows, codes = check_training(self, X, y)
-        path = self._path(len(rows))
+        rows = training_rows(self, X, y, sample_weight, groups=groups, folds=folds)
+        path = self._path(rows.count)
         with one_blas_thread():
-            judging, how = self._folds(codes, groups, folds)
-            none = np.full(len(codes), -1)
+            judging, how = self._folds(rows)
+            none = np.full(len(rows.codes), -1)
             prepared = prepare(
-                rows, codes, len(self.classes_), none if judging is None else judging
+                rows.X,
+                rows.codes,
+                len(self.classes_),
+                none if judging is None else judging,
+                rows.weights,
             )
-            judged = self._judge(prepared, codes, judging, path)
-            self._choose(judged, path, how, len(rows))
+            judged = self._judge(prepared, rows, judging, path)
+            self._choose(judged, path, how, rows.count)
             weight, intercept = regressions(prepared.total, [self.alpha_])[0]
             weight, intercept = weight / self.temperature_, intercept / self.temperature_
             own = prepared.design.to_feature_space(weight, intercept)
             self.set_linear(*own, temperature=self.temperature_)
         return self
 
-    def _path(self, row_count: int) -> list[float]:
+    def _path(self, row_count: float) -> list[float]:
         default = (row_count * ALPHAS_PER_ROW).tolist()
         given = default if self.alphas is None else self.alphas
         given = given if self.alpha is None else [self.alpha]
         return check_path("alpha", given, example="alpha=1.0")
 
-    def _folds(
-        self, codes: Codes, groups: Sequence[Any] | None, folds: npt.ArrayLike | None
-    ) -> tuple[Codes | None, str]:
+    def _folds(self, rows: TrainingRows) -> tuple[Codes | None, str]:
         """Folds, None where each row is left out in turn, and what judges, in words."""
-        if groups is None and folds is None:
+        if rows.groups is None and rows.folds is None:
             return None, "leave-one-out scores"
-        assigned, origin = assign_folds(codes, groups, folds, self.cv, self.random_state)
+        assigned, origin = assign_folds(
+            rows.codes, rows.groups, rows.folds, self.cv, self.random_state
+        )
         judging = few_folds(assigned)
-        return judging, in_words(assigned, judging, codes, origin)
+        return judging, in_words(assigned, judging, rows.codes, origin)
 
     def _judge(
-        self, prepared: Prepared, codes: Codes, folds: Codes | None, path: list[float]
+        self, prepared: Prepared, rows: TrainingRows, folds: Codes | None, path: list[float]
     ) -> Judged | None:
         if len(path) == 1 and self.temperature is not None:
             return None
         if folds is None:
-            return judge_left_out(prepared, codes, path)
+            return judge_left_out(prepared, rows.codes, path, rows.weights)
         return judge_on_folds(
             prepared.design,
-            codes,
+            rows.codes,
             folds,
             lambda fold: regressions(prepared.without(fold), path),
             squared_loss_sums,
             len(path) * len(self.classes_),
+            rows.weights,
         )
 
-    def _choose(self, judged: Judged | None, path: list[float], how: str, row_count: int) -> None:
+    def _choose(self, judged: Judged | None, path: list[float], how: str, row_count: float) -> None:
         """Set what was chosen, and how."""
         default, temperature = DEFAULT_ALPHA_PER_ROW * row_count, self.temperature
         choice = choose(
@@ -164,30 +180,40 @@ def regressions(statistics: ClassStatistics, alphas: Sequence[float]) -> Solutio
     return path
 
 
-def judge_left_out(prepared: Prepared, codes: Codes, alphas: Sequence[float]) -> Judged | None:
+def judge_left_out(
+    prepared: Prepared, codes: Codes, alphas: Sequence[float], weights: Float64s | None = None
+) -> Judged | None:
     """Each strength on up to `JUDGED_ROWS` rows, evenly spaced, each by the fit without it.
 
-    Rows alone in their class do not judge.
+    Rows alone in their class do not judge. A row is left out with its whole weight.
     """
-    counts = prepared.total.counts
+    counts = prepared.total.row_counts
     judged = evenly(np.flatnonzero(counts[codes] > 1), JUDGED_ROWS)
     if not len(judged):
         return None
-    left_out = _LeftOut(prepared, codes, alphas)
+    left_out = _LeftOut(prepared, codes, alphas, weights)
     kept = kept_rows(judged, len(codes), len(alphas) * len(counts))
     parts = list(chunks(judged))
     with ThreadPoolExecutor(min(len(parts), os.cpu_count() or 1)) as pool:
         found = list(pool.map(lambda rows: left_out.judge(rows, kept), parts))
-    accuracy, loss = np.sum([sums for sums, _ in found], axis=0) / len(judged)
+    sums = np.sum([each for each, _ in found], axis=0)
+    accuracy, loss = sums / total_weight(judged, some_weights(weights, judged))
     scores = np.concatenate([each for _, each in found], axis=1)
-    return Judged(accuracy, loss, scores, codes[judged][kept[judged]])
+    own = judged[kept[judged]]
+    return Judged(accuracy, loss, scores, codes[own], some_weights(weights, own))
 
 
 class _LeftOut:
     """Predictions of rows by the fit without them, from their leverages."""
 
-    def __init__(self, prepared: Prepared, codes: Codes, alphas: Sequence[float]) -> None:
-        self.design, self.codes = prepared.design, codes
+    def __init__(
+        self,
+        prepared: Prepared,
+        codes: Codes,
+        alphas: Sequence[float],
+        weights: Float64s | None,
+    ) -> None:
+        self.design, self.codes, self.row_weights = prepared.design, codes, weights
         self.dtype = product_dtype(prepared.design.X)
         self.count, self.alphas = prepared.total.count, np.array(alphas)
         variances, axes, moments, shares = _decomposed(prepared.total)
@@ -200,7 +226,8 @@ class _LeftOut:
         Z = (self.design.rows(rows) - self.mean) @ self.axes
         targets = np.full((len(rows), len(self.shares)), -1, dtype=self.dtype)
         targets[np.arange(len(rows)), self.codes[rows]] = 1
-        remainders = self._remainders(Z)
+        own = some_weights(self.row_weights, rows)
+        remainders = self._remainders(Z, own)
         sums = np.empty((2, len(self.alphas)))
         scores = []
         for column, weight in enumerate(self.weights):
@@ -209,13 +236,19 @@ class _LeftOut:
             residuals /= remainders[:, column, None]
             left_out = np.subtract(targets, residuals, out=residuals)
             scores.append(left_out[kept[rows]])
-            sums[:, column] = squared_loss_sums(left_out, self.codes[rows])
+            sums[:, column] = squared_loss_sums(left_out, self.codes[rows], own)
         return sums, np.stack(scores)
 
-    def _remainders(self, Z: Floats) -> Floats:
-        """1 - leverage `(b, p)`: what no axis holds, and alpha / (variance + alpha) of the rest."""
+    def _remainders(self, Z: Floats, weights: Float64s | None) -> Floats:
+        """1 - leverage `(b, p)`: what no axis holds, and alpha / (variance + alpha) of the rest.
+
+        The leverage of a row grows with its weight.
+        """
         shares = np.square(Z) / self.variances.astype(self.dtype)
-        outside = np.maximum(1 - 1 / self.count - shares.sum(axis=1, dtype=np.float64), 0)
+        own = np.ones(len(Z)) if weights is None else weights
+        if weights is not None:
+            shares *= weights[:, None].astype(self.dtype)
+        outside = np.maximum(1 - own / self.count - shares.sum(axis=1, dtype=np.float64), 0)
         kept = (self.alphas / (self.variances[:, None] + self.alphas)).astype(self.dtype)
         remainder = shares @ kept + outside[:, None].astype(self.dtype)
         return np.asarray(np.maximum(remainder, np.finfo(self.dtype).tiny))

@@ -9,6 +9,7 @@ Anything unexpected raises FormatError: keys, shapes, types, values that are not
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -85,7 +86,9 @@ def from_state(config: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]
 
 def _knn_state(head: KNNProbe, common: Config) -> tuple[Config, Arrays]:
     config = {**common, "kind": "knn", "k": int(head.k_), "temperature": float(head.temperature)}
-    return config, {"features": head.features_, "labels": head.codes_.astype(np.int32)}
+    arrays = {"features": head.features_, "labels": head.codes_.astype(np.int32)}
+    weights = {"sample_weight": head.sample_weight_, "class_weight": head.class_weight_}
+    return config, arrays | {name: w for name, w in weights.items() if w is not None}
 
 
 def _sklearn_state(head: SklearnProbe, common: Config) -> tuple[Config, Arrays]:
@@ -114,11 +117,15 @@ def _read_linear(config: Config, arrays: Arrays) -> FittedLinear:
 
 
 def _read_knn(config: Config, arrays: Arrays) -> KNNProbe:
-    _check_keys(config, arrays, COMMON_KEYS | {"k", "temperature"}, {"features", "labels"})
+    names = {"features", "labels"} | ({"sample_weight", "class_weight"} & arrays.keys())
+    _check_keys(config, arrays, COMMON_KEYS | {"k", "temperature"}, names)
     features, labels = _training_rows(config, arrays)
+    sample_weight = _weights(arrays, "sample_weight", len(features))
+    class_weight = _weights(arrays, "class_weight", len(config["classes"]))
     k, temperature = config["k"], config["temperature"]
-    if type(k) is not int or not 1 <= k <= len(features):
-        _refuse(f"k {k!r}", f"a number from 1 to {len(features)}")
+    most = len(features) if sample_weight is None else max(1, math.ceil(sample_weight.sum()))
+    if type(k) is not int or not 1 <= k <= most:
+        _refuse(f"k {k!r}", f"a number from 1 to {most}")
     if type(temperature) not in (int, float) or not 0 < temperature < float("inf"):
         _refuse(f"temperature {temperature!r}", "a number above 0")
     if not np.allclose(normalized(features), features, rtol=0, atol=1e-5):
@@ -126,7 +133,18 @@ def _read_knn(config: Config, arrays: Arrays) -> KNNProbe:
     head = KNNProbe(k, temperature=temperature)
     head.features_, head.codes_ = features, labels
     head.k_, head.selection_ = k, "loaded"
+    head.sample_weight_, head.class_weight_ = sample_weight, class_weight
     return head
+
+
+def _weights(arrays: Arrays, name: str, count: int) -> npt.NDArray[Any] | None:
+    """Weights above 0 `(count,)`, None where there are none."""
+    if name not in arrays:
+        return None
+    weights = _floats(arrays, name, (count,), np.float64)
+    if not (weights > 0).all():
+        _refuse(f"{name} with numbers of 0 or below", "numbers above 0")
+    return weights
 
 
 def _read_sklearn(config: Config, arrays: Arrays) -> SklearnProbe:

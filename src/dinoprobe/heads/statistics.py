@@ -35,14 +35,16 @@ SMALL_SIZE = 2**22
 class ClassStatistics:
     """Statistics of `u = (x - pivot) / unit`, in float64.
 
-    `counts` `(k,)` and `sums` `(k, d)` of each class, `gram` `(d, d)` of all rows. A unit of
-    infinity leaves a feature out: it is 0 in every row.
+    `counts` `(k,)` and `sums` `(k, d)` of each class, `gram` `(d, d)` of all rows, each row times
+    its weight; `row_counts` `(k,)` count rows, whatever their weight. A unit of infinity leaves a
+    feature out: it is 0 in every row.
     """
 
     def __init__(self, pivot: Float64s, unit: Float64s, class_count: int) -> None:
         d = len(pivot)
         self.pivot, self.unit = pivot, unit
         self.counts: Float64s = np.zeros(class_count)
+        self.row_counts: Float64s = np.zeros(class_count)
         self.sums: Float64s = np.zeros((class_count, d))
         self.gram: Float64s = np.zeros((d, d))
 
@@ -55,7 +57,7 @@ class ClassStatistics:
 
     @property
     def count(self) -> float:
-        """Rows in all."""
+        """Rows in all, each times its weight."""
         return float(self.counts.sum())
 
     @property
@@ -63,15 +65,17 @@ class ClassStatistics:
         """Mean `(d,)` of u over all rows."""
         return np.asarray(self.sums.sum(axis=0) / self.count)
 
-    def add(self, X: Floats, codes: Codes) -> Self:
+    def add(self, X: Floats, codes: Codes, weights: Float64s | None = None) -> Self:
         """Count these rows `(n, d)` in, too."""
-        parts = statistics_of_folds(X, codes, np.zeros(len(codes), dtype=np.intp), like=self)
+        none = np.zeros(len(codes), dtype=np.intp)
+        parts = statistics_of_folds(X, codes, none, like=self, weights=weights)
         return self.merge(parts[0]) if parts else self
 
     def merge(self, other: ClassStatistics) -> Self:
         """Count the rows of another in, whatever its pivot and unit; classes are the same."""
         moved = other.moved(self.pivot, self.unit)
         self.counts += moved.counts
+        self.row_counts += moved.row_counts
         self.sums += moved.sums
         self.gram += moved.gram
         return self
@@ -80,8 +84,10 @@ class ClassStatistics:
         """These statistics less those of some of their rows, with the same pivot and unit."""
         rest = ClassStatistics.__new__(ClassStatistics)
         rest.pivot, rest.unit = self.pivot, self.unit
+        rest.row_counts = self.row_counts - part.row_counts
         rest.counts, rest.sums = self.counts - part.counts, self.sums - part.sums
-        rest.sums[rest.counts == 0] = 0
+        rest.counts[rest.row_counts == 0] = 0
+        rest.sums[rest.row_counts == 0] = 0
         rest.gram = self.gram - part.gram
         return rest
 
@@ -92,6 +98,7 @@ class ClassStatistics:
         factor, offset = self.unit / unit, (self.pivot - pivot) / unit
         result = ClassStatistics.__new__(ClassStatistics)
         result.pivot, result.unit, result.counts = pivot, unit, self.counts.copy()
+        result.row_counts = self.row_counts.copy()
         scaled = self.sums * factor
         result.sums = scaled + self.counts[:, None] * offset
         result.gram = self.gram * factor[:, None]
@@ -107,8 +114,9 @@ class ClassStatistics:
         """Class j becomes class `positions[j]` of `class_count`."""
         result = ClassStatistics.__new__(ClassStatistics)
         result.pivot, result.unit, result.gram = self.pivot, self.unit, self.gram.copy()
-        result.counts = np.zeros(class_count)
+        result.counts, result.row_counts = np.zeros(class_count), np.zeros(class_count)
         result.sums = np.zeros((class_count, len(self.pivot)))
+        result.row_counts[positions] = self.row_counts
         result.counts[positions], result.sums[positions] = self.counts, self.sums
         return result
 
@@ -121,14 +129,23 @@ class ClassStatistics:
 
     def within(self) -> Float64s:
         """Covariance `(d, d)` of u around the means of the classes, divided by n."""
-        roots = self.sums / np.sqrt(np.maximum(self.counts, 1))[:, None]
+        roots = self.sums / np.sqrt(np.where(self.counts > 0, self.counts, 1))[:, None]
         return np.asarray((self.gram - roots.T @ roots) / self.count)
 
 
 def statistics_of_folds(
-    X: Floats, codes: Codes, folds: Codes, *, like: ClassStatistics
+    X: Floats,
+    codes: Codes,
+    folds: Codes,
+    *,
+    like: ClassStatistics,
+    weights: Float64s | None = None,
 ) -> dict[int, ClassStatistics]:
-    """Statistics of the rows of each fold, with the pivot, unit and classes of `like`."""
+    """Statistics of the rows of each fold, with the pivot, unit and classes of `like`.
+
+    A row of weight w is multiplied by its root, and so are the labels in the sums.
+    """
+    roots = None if weights is None else np.sqrt(weights).astype(product_dtype(X))
     class_count = len(like.counts)
     dtype = product_dtype(X)
     tasks = [
@@ -140,18 +157,25 @@ def statistics_of_folds(
 
     kept = threading.local()
 
-    def products(task: tuple[int, Codes]) -> tuple[Codes, Codes, Floats, Floats]:
+    def products(task: tuple[int, Codes]) -> tuple[Codes, Codes, Float64s, Floats, Floats]:
         if not hasattr(kept, "buffer"):  # new pages cost more than what is written to them
             kept.buffer = np.empty((min(CHUNK_ROWS, len(X)), X.shape[1]), dtype)
         rows = centered(X, task[1], like.pivot, like.unit, kept.buffer[: len(task[1])])
         present, local = np.unique(codes[task[1]], return_inverse=True)
-        return present, np.bincount(local), class_sums(rows, local), rows.T @ rows
+        own = roots[task[1]] if roots is not None else None
+        if own is not None:
+            rows *= own[:, None]
+        row_counts = np.bincount(local)
+        counts = row_counts if weights is None else np.bincount(local, weights[task[1]])
+        sums = class_sums(rows, local, own)
+        return present, row_counts, counts.astype(np.float64), sums, rows.T @ rows
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for (fold, _), found in zip(tasks, pool.map(products, tasks), strict=True):
             if fold not in parts:
                 parts[fold] = ClassStatistics(like.pivot, like.unit, class_count)
-            present, counts, sums, gram = found
+            present, row_counts, counts, sums, gram = found
+            parts[fold].row_counts[present] += row_counts
             parts[fold].counts[present] += counts
             parts[fold].sums[present] += sums
             parts[fold].gram += gram
@@ -184,10 +208,10 @@ def centered(X: Floats, rows: Codes, center: Float64s, scale: Float64s, result: 
     return result
 
 
-def class_sums(rows: Floats, codes: Codes) -> Floats:
-    """Sums `(k, d)` of the rows of each class, as a product with the one-hot labels."""
+def class_sums(rows: Floats, codes: Codes, factors: Floats | None = None) -> Floats:
+    """Sums `(k, d)` of each class's rows times their factors: a product with one-hot labels."""
     one_hot = np.zeros((len(rows), int(codes.max()) + 1), dtype=rows.dtype)
-    one_hot[np.arange(len(rows)), codes] = 1
+    one_hot[np.arange(len(rows)), codes] = 1 if factors is None else factors
     return np.asarray(one_hot.T @ rows)
 
 
@@ -196,11 +220,16 @@ def product_dtype(X: Floats) -> type[np.floating]:
     return np.float64 if X.size <= SMALL_SIZE else np.float32
 
 
-def moments(X: Floats) -> tuple[Float64s, Float64s]:
+def moments(X: Floats, weights: Float64s | None = None) -> tuple[Float64s, Float64s]:
     """Mean, rounded as X is, and deviation `(d,)` of each feature; infinity for a constant one."""
-    mean = X.mean(axis=0, dtype=np.float64).astype(X.dtype).astype(np.float64)
-    deviation = np.sqrt(np.square(X - mean).mean(axis=0))
-    return mean, _infinite_where_constant(mean, deviation)
+    if weights is None:
+        mean = X.mean(axis=0, dtype=np.float64).astype(X.dtype).astype(np.float64)
+        variance = np.square(X - mean).mean(axis=0)
+    else:
+        shares = weights / weights.sum()
+        mean = (shares @ X).astype(X.dtype).astype(np.float64)
+        variance = shares @ np.square(X - mean)
+    return mean, _infinite_where_constant(mean, np.sqrt(variance))
 
 
 def _infinite_where_constant(mean: Float64s, deviation: Float64s) -> Float64s:

@@ -24,30 +24,37 @@ ABSENT = -1e30
 """In place of minus infinity, the score of a class that was not trained on."""
 
 
-def fit_temperature(scores: npt.NDArray[np.floating], codes: Codes) -> float:
+def fit_temperature(
+    scores: npt.NDArray[np.floating],
+    codes: Codes,
+    weights: npt.NDArray[np.float64] | None = None,
+) -> float:
     """The temperature at which softmax(scores `(n, k)` / temperature) has the least log loss.
 
-    A score of minus infinity stands for a class that was not trained on. Newton's method on the
-    slope of a convex function, kept within a bracket. 1 for scores that do not differ.
+    A score of minus infinity stands for a class that was not trained on; `weights` `(n,)` say how
+    often a row counts. Newton's method on the slope of a convex function, kept within a bracket.
+    1 for scores that do not differ.
     """
+    counts = np.ones(len(codes)) if weights is None else weights
+    row_shares = counts / counts.sum()
     present = np.isfinite(scores)
     z = np.where(present, scores, 0).astype(np.float64)
     shares = present / present.sum(axis=1, keepdims=True)
     middle = (z * shares).sum(axis=1, keepdims=True)
-    spread = float(np.sqrt((np.square(z - middle) * shares).sum(axis=1).mean()))
+    spread = float(np.sqrt(row_shares @ (np.square(z - middle) * shares).sum(axis=1)))
     if not spread > 0:
         return 1.0
     z = np.where(present, (z - middle) / spread, ABSENT)
-    smoothing = 1 / (len(z) + 1)
-    own = (1 - smoothing) * float(z[np.arange(len(z)), codes].mean())
-    return spread / _root(z, own)
+    smoothing = 1 / (counts.sum() + 1)
+    own = (1 - smoothing) * float(row_shares @ z[np.arange(len(z)), codes])
+    return spread / _root(z, row_shares, own)
 
 
-def _root(z: npt.NDArray[np.float64], own: float) -> float:
+def _root(z: npt.NDArray[np.float64], row_shares: npt.NDArray[np.float64], own: float) -> float:
     """The sharpness b at which the expected score under softmax(b z) is `own`."""
     low, high, b = FLATTEST, SHARPEST, 1.0
     for _ in range(STEPS):
-        slope, curvature = _derivatives(z, b)
+        slope, curvature = _derivatives(z, row_shares, b)
         slope -= own
         low, high = (low, b) if slope > 0 else (b, high)
         step = b - slope / curvature if curvature > 0 else 0.0
@@ -58,7 +65,9 @@ def _root(z: npt.NDArray[np.float64], own: float) -> float:
     return b
 
 
-def _derivatives(z: npt.NDArray[np.float64], b: float) -> tuple[float, float]:
+def _derivatives(
+    z: npt.NDArray[np.float64], row_shares: npt.NDArray[np.float64], b: float
+) -> tuple[float, float]:
     """First and second derivative by b of the mean of log(sum(exp(b z)))."""
     p = z * b
     p -= p.max(axis=1, keepdims=True)
@@ -66,4 +75,4 @@ def _derivatives(z: npt.NDArray[np.float64], b: float) -> tuple[float, float]:
     p /= p.sum(axis=1, keepdims=True)
     first = (p * z).sum(axis=1)
     p *= np.square(z - first[:, None])
-    return float(first.mean()), float(p.sum(axis=1).mean())
+    return float(row_shares @ first), float(row_shares @ p.sum(axis=1))

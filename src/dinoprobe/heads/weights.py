@@ -40,14 +40,21 @@ def row_weights(
 
     `class_weight` is None, "balanced", or a mapping from label to weight above 0 (1 where a label
     is left out), for which `classes` name the labels of the codes. Raises HeadError for weights
-    that are negative, not finite, of another length, or all 0, and for labels that do not occur.
+    that are negative, not finite, of another length, or all 0, and for labels that do not occur
+    where others are left out: a slip of the pen.
     """
     weights = None if sample_weight is None else check_sample_weight(sample_weight, len(codes))
-    of_classes = _of_classes(codes, class_count, class_weight, weights, classes)
+    of_classes = class_weights(codes, class_count, class_weight, weights, classes=classes)
+    return product_weights(codes, of_classes, weights)
+
+
+def product_weights(
+    codes: Codes, of_classes: Float64s | None, sample_weight: Float64s | None
+) -> Float64s | None:
+    """Sample weight times the weight of its class for each row, None where neither is given."""
     if of_classes is None:
-        return weights
-    found = of_classes[codes]
-    return found if weights is None else found * weights
+        return sample_weight
+    return of_classes[codes] if sample_weight is None else of_classes[codes] * sample_weight
 
 
 def check_sample_weight(sample_weight: npt.ArrayLike, row_count: int) -> Float64s:
@@ -92,13 +99,15 @@ def check_class_weight(class_weight: ClassWeight) -> None:
             )
 
 
-def _of_classes(
+def class_weights(
     codes: Codes,
     class_count: int,
     class_weight: ClassWeight,
-    sample_weight: Float64s | None,
-    classes: Sequence[Any] | npt.NDArray[Any] | None,
+    sample_weight: Float64s | None = None,
+    *,
+    classes: Sequence[Any] | npt.NDArray[Any] | None = None,
 ) -> Float64s | None:
+    """The weight of each class `(k,)`, None where all are 1; see `row_weights`."""
     check_class_weight(class_weight)
     if class_weight is None:
         return None
@@ -109,7 +118,7 @@ def _of_classes(
         return np.where(present, balanced, 0.0)
     labels = list(range(class_count)) if classes is None else np.asarray(classes).tolist()
     unknown = [label for label in class_weight if label not in labels]
-    if unknown:
+    if unknown and any(label not in class_weight for label in labels):
         raise HeadError(
             f"class_weight names {unknown[0]!r} ({len(unknown)} such labels), which no row has; "
             f"expected some of {', '.join(map(repr, labels[:10]))}. Correct or remove it."
