@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.exceptions import ConvergenceWarning
@@ -9,7 +10,14 @@ from sklearn.exceptions import ConvergenceWarning
 from dinoprobe.errors import HeadError
 from dinoprobe.heads import LogisticProbe
 from dinoprobe.heads.folds import check_folds, deal_folds, group_codes, split_folds
-from dinoprobe.heads.solver import objective, prepare, solve_path, standardization
+from dinoprobe.heads.solver import (
+    SMALL_WORK,
+    prepare,
+    solve,
+    solve_path,
+    standardization,
+    to_feature_space,
+)
 
 
 def noisy(n=120, d=8, k=3, seed=0):
@@ -22,8 +30,10 @@ def noisy(n=120, d=8, k=3, seed=0):
 class TestSelection:
     def test_results_of_every_strength(self):
         probe = LogisticProbe().fit(*noisy())
-        assert probe.cv_results_["C"].tolist() == pytest.approx(np.logspace(-4, 1.5, 12))
-        assert probe.cv_results_["accuracy"].shape == probe.cv_results_["log_loss"].shape == (12,)
+        judged = probe.cv_results_["C"]
+        assert judged.tolist() == pytest.approx(np.logspace(-4, 1.5, 12)[: len(judged)])
+        assert probe.cv_results_["accuracy"].shape == probe.cv_results_["log_loss"].shape
+        assert probe.cv_results_["accuracy"].shape == judged.shape
         assert probe.C_ in probe.cv_results_["C"]
         assert probe.selection_.startswith("5 stratified folds")
         assert probe.converged_
@@ -103,7 +113,7 @@ def test_wrong_options(options, message):
 
 
 def test_says_when_not_converged():
-    with pytest.warns(ConvergenceWarning, match="stopped after 2 iterations at C = 10"):
+    with pytest.warns(ConvergenceWarning, match="stopped after 2 iterations at C = 10, "):
         probe = LogisticProbe(C=10, max_iter=2).fit(*noisy())
     assert not probe.converged_
 
@@ -138,18 +148,140 @@ def test_standardization_of_constant_feature():
 def test_more_features_than_rows_cost_no_more_axes():
     X, y = noisy(n=20, d=100)
     problem = prepare(X, np.unique(y, return_inverse=True)[1], 3)
-    assert problem.Z.shape == (20, 19)
+    (lane,) = problem.lanes.lanes
+    assert [tuple(chunk.kept.shape) for chunk in lane] == [(20, 19)]
     np.testing.assert_allclose(problem.axes.T @ problem.axes, np.eye(19), atol=1e-10)
+
+
+def objective(X, codes, C, problem, solution, weights=None):
+    """Mean cross-entropy + |W|² / (2 C n) in float64, of standardised features."""
+    weight, intercept = to_feature_space(problem, solution)
+    logits = X.astype(np.float64) @ weight.T + intercept
+    logits -= logits.max(axis=1, keepdims=True)
+    own = logits[np.arange(len(codes)), codes]
+    losses = np.log(np.exp(logits).sum(axis=1)) - own
+    total = len(codes) if weights is None else weights.sum()
+    standardised = weight * problem.scale
+    penalty = np.square(standardised).sum() / (2 * C * total)
+    return np.average(losses, weights=weights) + penalty
 
 
 def test_path_equals_single_solutions():
     X, y = noisy(n=200)
-    problem = prepare(X, np.unique(y, return_inverse=True)[1], 3)
-    path = solve_path(problem, [0.01, 0.1, 1], tol=1e-6, max_iter=500)
+    codes = np.unique(y, return_inverse=True)[1]
+    problem = prepare(X, codes, 3)
+    path = solve_path(problem, [0.01, 0.1, 1], tol=1e-9, max_iter=500)
     for on_path in path:
-        alone = solve_path(problem, [on_path.C], tol=1e-6, max_iter=500)[0]
-        values = [objective(problem, s.C, s.weights, s.intercept) for s in (on_path, alone)]
+        alone = solve(problem, on_path.C, tol=1e-9, max_iter=500)
+        values = [objective(X, codes, s.C, problem, s) for s in (on_path, alone)]
+        assert values[0] == pytest.approx(values[1], rel=1e-7)
+        assert on_path.value == pytest.approx(values[0], rel=1e-6)
+
+
+def large(n=24_000, d=400, k=7, seed=0):
+    """More values than small problems have, so that coarse products are used."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, k, n)
+    X = 0.1 * rng.normal(size=(k, d))[codes] + rng.normal(size=(n, d)) * np.arange(1, d + 1) ** -0.3
+    return (3 + X).astype(np.float32), codes
+
+
+class TestLargeProblems:
+    def test_coarse_and_exact_products_find_the_same_minimum(self):
+        """The path's objective within 1e-4 of the float64 minimum, the final one within 1e-7."""
+        X, codes = large()
+        assert X.size * 7 > SMALL_WORK
+        problem = prepare(X, codes, 7)
+        path = solve_path(problem, [1e-3, 1e-2, 1e-1], tol=1e-4, max_iter=200)
+        exact = solve(problem, 1e-1, tol=1e-8, max_iter=500)
+        wide = prepare(X.astype(np.float64), codes, 7, small_work=7 * X.size)
+        best = solve(wide, 1e-1, tol=1e-12, max_iter=1000)
+        least = objective(X, codes, 1e-1, wide, best)
+        assert exact.converged
+        assert best.converged
+        assert 0 <= objective(X, codes, 1e-1, problem, path[-1]) / least - 1 < 3e-4
+        assert abs(objective(X, codes, 1e-1, problem, exact) / least - 1) < 1e-6
+        own, theirs = (to_feature_space(*each)[0] for each in ((problem, exact), (wide, best)))
+        assert np.abs(own - theirs).max() < 1e-3 * np.abs(theirs).max()
+
+    def test_the_number_of_threads_changes_nothing(self):
+        X, codes = large()
+        found = []
+        for threads in (1, 3):
+            problem = prepare(X, codes, 7, threads=threads)
+            found.append(solve(problem, 1e-2, tol=1e-6, max_iter=100).point)
+        assert torch.equal(found[0], found[1])
+
+    def test_features_are_left_as_they_were(self):
+        X, codes = large()
+        before = X.copy()
+        LogisticProbe().fit(X, codes.astype(str))
+        assert np.array_equal(X, before)
+
+    def test_constant_features_and_a_large_mean(self):
+        X, codes = large()
+        X[:, 5], X[:, 6] = 7.0, 1e4 + X[:, 6]
+        head = LogisticProbe(C=0.01).fit(X, codes.astype(str))
+        assert head.converged_
+        assert (head.predict(X) == codes.astype(str)).mean() > 0.9
+
+
+def test_a_path_ends_where_it_only_gets_worse():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(400, 100))
+    y = np.where(X[:, 0] + 2 * rng.normal(size=400) > 0, "a", "b")
+    probe = LogisticProbe().fit(X, y)
+    results = probe.cv_results_
+    assert len(results["C"]) < 12
+    assert (results["accuracy"][-2:] < results["accuracy"].max()).all()
+    assert (results["log_loss"][-2:] > results["log_loss"].min()).all()
+
+
+class TestWeights:
+    def test_weights_are_repeated_rows(self):
+        X, y = noisy()
+        weights = np.random.default_rng(0).integers(0, 4, len(y))
+        weighted = LogisticProbe(C=0.1).fit(X, y, sample_weight=weights)
+        repeated = LogisticProbe(C=0.1).fit(np.repeat(X, weights, 0), np.repeat(y, weights))
+        np.testing.assert_allclose(weighted.coef_, repeated.coef_, atol=1e-5)
+        np.testing.assert_allclose(weighted.intercept_, repeated.intercept_, atol=1e-5)
+
+    def test_weights_are_repeated_rows_in_the_choice(self):
+        X, y = noisy()
+        folds = np.arange(len(y)) // 3 % 3
+        weights = np.random.default_rng(0).integers(1, 4, len(y))
+        weighted = LogisticProbe().fit(X, y, folds=folds, sample_weight=weights)
+        repeated = LogisticProbe().fit(
+            np.repeat(X, weights, 0), np.repeat(y, weights), folds=np.repeat(folds, weights)
+        )
+        for name in ("C", "accuracy", "log_loss"):
+            np.testing.assert_allclose(
+                weighted.cv_results_[name], repeated.cv_results_[name], rtol=1e-4
+            )
+
+    def test_weights_of_a_large_problem(self):
+        X, codes = large()
+        weights = np.random.default_rng(0).integers(1, 3, len(codes)).astype(float)
+        problem = prepare(X, codes, 7, weights=weights)
+        solution = solve(problem, 0.01, tol=1e-8, max_iter=500)
+        rows = np.repeat(np.arange(len(codes)), weights.astype(int))
+        repeated = prepare(X, codes[rows], 7, rows=rows)
+        expected = solve(repeated, 0.01, tol=1e-8, max_iter=500)
+        values = [
+            objective(X, codes, 0.01, *found, weights=weights)
+            for found in ((problem, solution), (repeated, expected))
+        ]
         assert values[0] == pytest.approx(values[1], rel=1e-6)
+
+    def test_balanced_classes_count_alike(self):
+        X, y = noisy(n=300)
+        y[100:] = "class 0"
+        plain, balanced = (
+            LogisticProbe(C=0.1, class_weight=w).fit(X, y) for w in (None, "balanced")
+        )
+        means = [head.predict_proba(X)[:, 0].mean() for head in (plain, balanced)]
+        assert means[0] > 0.7
+        assert means[1] < 0.5
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,186 +1,451 @@
 """L2 multinomial logistic regression to convergence, along a path of strengths.
 
 Minimises `mean cross-entropy + |W|² / (2 C n)` over standardised features, the intercept free. The
-features are rotated once into their principal axes, where the penalty stays what it is, directions
-without variance drop out (so more features than rows cost no more than rows) and the Hessian is
-close to diagonal: scaling each axis by that diagonal is the preconditioner that L-BFGS needs.
-Products run in float32 and sums in float64; a solve that stops on rounding goes on in float64.
-Estimators call `prepare` and `solve_path`, and know nothing else of this module.
+features are rotated once into their principal axes: there the penalty stays what it is, directions
+without variance drop out where rows are fewer than features, and the Hessian is close to diagonal,
+mean p (1 - p) of a class times the variance of an axis plus 1 / (C n). From that L-BFGS starts. A
+step costs one product for the change of all scores and one for the gradient; another try along the
+same line only the latter, since scores move along a line, too.
+
+From strength to strength the solution is extrapolated, and what is known of the curvature goes
+along: the penalty's part of it is known exactly. A path moves by coarse products; `Search.polish`
+ends a solution by exact ones.
 """
 
 from __future__ import annotations
 
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 from scipy.linalg import eigh
-from scipy.optimize import minimize
+
+from dinoprobe.heads.curvature import CurvatureMemory
+from dinoprobe.heads.rows import Chunk, Lanes, Standardized, chunk_bounds, coarse_dtype
+from dinoprobe.heads.threads import one_torch_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
+    from torch import Tensor
+
+    from dinoprobe.heads.base import Codes, Float64s
 
     Floats = npt.NDArray[np.floating]
-    Float64s = npt.NDArray[np.float64]
 
 CONSTANT_RELATIVE_STD = 1e-5
 """Below this share of its mean a deviation is rounding of float32 storage, not signal."""
 RANK_TOLERANCE = 1e-7
 """Directions with less than this share of the largest variance are rounding noise."""
-MEMORY_PAIRS = 20
-FLAT_DECREASE = 1e-14
+SMALL_WORK = 2**26
+"""Rows times axes times classes up to which everything is float64: there it costs little."""
+MEMORY_PAIRS = 10
+SUFFICIENT_DECREASE = 1e-4
+STEEP = 0.9
+LINE_TRIALS = 12
+NOISE = 4
+SMALLEST_VALUE = 0.01
+APPROACH_TOL = 1e-4
+BLOCK_ROWS = 2048
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Problem:
-    """Rows in principal axes: `Z` `(n, r)`, the way back to features, and the classes as codes."""
+    """Rows in principal axes, and the way back to features as they came.
 
-    Z: Floats
-    codes: npt.NDArray[np.intp]
+    `total` is the sum of the rows' weights, their number without weights; `variances` `(r,)` are
+    those of the axes, `axes` `(d, r)` take standardised features to them.
+    """
+
+    lanes: Lanes
     class_count: int
-    variances: Float64s
-    axes: Float64s
+    total: float
+    variances: Tensor
+    axes: Tensor
     mean: Float64s
     scale: Float64s
+    start: Tensor
+    coarse: torch.dtype
+    is_exact: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """Weights `(r, k)` in principal axes and intercept `(k,)` at one strength."""
+    """Weights `(k, r)` in principal axes, the intercept in a last column, at one strength.
+
+    `value` is the objective; `gap` what its quadratic model promises below, as a share of it.
+    """
 
     C: float
-    weights: Float64s
-    intercept: Float64s
+    point: Tensor
+    value: float
+    gap: float
     iterations: int
     converged: bool
 
 
-def standardization(X: Floats) -> tuple[Float64s, Float64s]:
-    """Mean and scale `(d,)` of each feature; the scale of a constant feature is 1."""
-    mean = X.mean(axis=0, dtype=np.float64)
-    deviation = np.sqrt(np.mean(np.square(X - mean), axis=0, dtype=np.float64))
+def standardization(
+    X: Floats, rows: Codes | None = None, weights: Float64s | None = None
+) -> tuple[Float64s, Float64s]:
+    """Mean and scale `(d,)` of each feature over these rows; that of a constant feature is 1."""
+    rows = np.arange(len(X)) if rows is None else rows
+    parts = [slice(start, start + BLOCK_ROWS) for start in range(0, len(rows), BLOCK_ROWS)]
+    pivot = X[rows[:BLOCK_ROWS]].mean(axis=0, dtype=np.float64)
+
+    def sums(part: slice) -> Float64s:
+        """Weights, and weighted first and second moments around the pivot `(3, d)`."""
+        some = X[rows[part]] - pivot
+        w = np.ones(len(some)) if weights is None else weights[part]
+        squares = np.einsum("n,nd,nd->d", w, some, some)
+        return np.stack([np.full(X.shape[1], w.sum()), w @ some, squares])
+
+    with ThreadPoolExecutor(min(len(parts), os.cpu_count() or 1)) as pool:
+        total, first, second = np.sum(list(pool.map(sums, parts)), axis=0)
+    offset = first / total
+    mean = pivot + offset
+    deviation = np.sqrt(np.maximum(second / total - np.square(offset), 0))
     constant = deviation <= CONSTANT_RELATIVE_STD * np.abs(mean)
     return mean, np.where(constant, 1.0, deviation)
 
 
-def prepare(X: Floats, codes: npt.NDArray[np.intp], class_count: int) -> Problem:
-    """The problem of these rows, standardised and rotated, ready for any strength."""
-    mean, scale = standardization(X)
-    Z = ((X - mean) / scale).astype(np.float32)
-    variances, axes = principal_axes(Z)
-    rotated = Z @ axes.astype(np.float32)
-    return Problem(rotated, codes, class_count, variances, axes, mean, scale)
+def prepare(
+    X: Floats,
+    codes: Codes,
+    class_count: int,
+    *,
+    rows: Codes | None = None,
+    weights: Float64s | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    small_work: int = SMALL_WORK,
+) -> Problem:
+    """The problem of these rows of X (all without `rows`), with the codes and weights of them.
+
+    Wants `class_count` * 4 bytes a row beside the rows kept: 2 bytes a value in bfloat16, 4 in
+    float32, 8 in small problems.
+    """
+    rows = np.arange(len(X)) if rows is None else rows
+    place, d = torch.device(device), X.shape[1]
+    mean, scale = standardization(X, rows, weights)
+    source = Standardized(X, rows, mean, scale)
+    wide = len(rows) < d
+    small = len(rows) * min(d, len(rows)) * class_count <= small_work
+    coarse = torch.float32 if wide else coarse_dtype(place)
+    dtype = torch.float64 if small else coarse
+    points = torch.float64 if small else torch.float32
+    bounds = chunk_bounds(len(rows), class_count, place)
+    workers = threads or os.cpu_count() or 1
+    with one_torch_thread():
+        variances, axes = _axes(source, weights, workers, is_small=small or wide)
+    counts = np.bincount(codes, weights=weights, minlength=class_count)
+
+    def chunk(bound: tuple[int, int]) -> Chunk:
+        def block() -> Tensor:
+            return torch.from_numpy(source.block(*bound)).to(place, points)
+
+        part = slice(*bound)
+        return Chunk(
+            kept=block().to(dtype) @ rotation,
+            codes=torch.from_numpy(codes[part]).to(place)[None],
+            weights=None if weights is None else _row(weights[part], place, points),
+            fresh=None if dtype == points else block,
+        )
+
+    rotation = axes.to(place, dtype)
+    with one_torch_thread(), ThreadPoolExecutor(workers) as pool:
+        chunks = list(pool.map(chunk, bounds))
+    start = torch.zeros((class_count, axes.shape[1] + 1), dtype=points, device=place)
+    frequencies = np.log(np.maximum(counts, counts[counts > 0].min()) / counts.sum())
+    start[:, -1] = torch.from_numpy(frequencies - frequencies.mean()).to(place, points)
+    return Problem(
+        lanes=Lanes(chunks, workers),
+        class_count=class_count,
+        total=float(counts.sum()),
+        variances=variances.to(place, points),
+        axes=axes.to(place, points),
+        mean=mean,
+        scale=scale,
+        start=start,
+        coarse=dtype,
+        is_exact=dtype == points,
+    )
 
 
 def solve_path(
-    problem: Problem, Cs: Sequence[float], *, tol: float, max_iter: int
+    problem: Problem,
+    Cs: Sequence[float],
+    *,
+    tol: float,
+    max_iter: int,
+    go_on: Callable[[Solution], bool] = lambda _: True,
 ) -> list[Solution]:
-    """One solution for each strength, in this order; each starts from the one before.
+    """One solution by coarse products for each strength, in this order, while `go_on` says so.
 
     `Cs` should rise, since strong regularisation (small C) is quick from anywhere.
     """
-    solution = _start(problem)
     path = []
-    for C in Cs:
-        solution = _solve(problem, C, solution, tol=tol, max_iter=max_iter)
-        path.append(solution)
+    search = Search(problem)
+    with problem.lanes.running():
+        for C in Cs:
+            path.append(search.move_to(C, tol=tol, max_iter=max_iter))
+            if not go_on(path[-1]):
+                break
     return path
+
+
+def solve(problem: Problem, C: float, *, tol: float, max_iter: int) -> Solution:
+    """The solution at one strength by exact products, after an approach by coarse ones."""
+    search = Search(problem)
+    with problem.lanes.running():
+        if problem.is_exact:
+            return search.move_to(C, tol=tol, max_iter=max_iter)
+        found = search.move_to(C, tol=max(tol, APPROACH_TOL), max_iter=max_iter)
+        end = search.polish(tol=tol, max_iter=max_iter - found.iterations)
+        return replace(end, iterations=found.iterations + end.iterations)
 
 
 def to_feature_space(problem: Problem, solution: Solution) -> tuple[Float64s, Float64s]:
     """Weight `(k, d)` and intercept `(k,)` for features as they came, not standardised."""
-    weight = (problem.axes @ solution.weights / problem.scale[:, None]).T
-    return weight, solution.intercept - weight @ problem.mean
+    point = solution.point.double().cpu().numpy()
+    weight = point[:, :-1] @ problem.axes.double().cpu().numpy().T / problem.scale
+    return weight, point[:, -1] - point[:, -1].mean() - weight @ problem.mean
 
 
-def objective(problem: Problem, C: float, weights: Float64s, intercept: Float64s) -> float:
-    """The value that is minimised."""
-    return _loss_and_gradient(problem, C, weights, intercept)[0]
+class Search:
+    """A descent, and where it stands: L-BFGS with a line search on the scores."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem, self.exact = problem, problem.is_exact
+        self.memory = CurvatureMemory(MEMORY_PAIRS, problem.start)
+        self.C, self.iterations = 0.0, 0
+        self.point, self.before = problem.start, (0.0, problem.start)
+        self.loss, self.gradient, self.diagonal = 0.0, problem.start, problem.start
+
+    def move_to(self, C: float, *, tol: float, max_iter: int) -> Solution:
+        """The solution at another strength, by coarse products, from the one before."""
+        last_C, last, last_loss = self.C, self.point, self.loss
+        guess = self._guess(C)
+        self.C = C
+        if last_C:
+            more = self._penalty - self._penalty_at(last_C)
+            self.memory.add_curvature(more.expand_as(last))
+        self._stand_at(last if guess is None else guess)
+        if guess is not None and self.value > last_loss + self._penalty_of(last):
+            self._stand_at(last)
+        self.before = (last_C, last)
+        return self._descend(tol, max_iter)
+
+    def polish(self, *, tol: float, max_iter: int) -> Solution:
+        """The same by exact products."""
+        self.exact = True
+        self._stand_at(self.point)
+        return self._descend(tol, max_iter)
+
+    @property
+    def value(self) -> float:
+        """The objective at the present point."""
+        return self.loss + self._penalty_of(self.point)
+
+    @property
+    def _penalty(self) -> Tensor:
+        return self._penalty_at(self.C)
+
+    def _penalty_at(self, C: float) -> Tensor:
+        """Second derivative `(1, r + 1)` of the penalty."""
+        found = torch.full_like(self.problem.start[:1], 1 / (C * self.problem.total))
+        found[:, -1] = 0
+        return found
+
+    def _penalty_of(self, point: Tensor) -> float:
+        squares = point[:, :-1].square().sum(dtype=torch.float64)
+        return float(squares) / (2 * self.C * self.problem.total)
+
+    def _guess(self, C: float) -> Tensor | None:
+        """Where the last two solutions point to, on a logarithmic scale of strengths."""
+        before_C, before = self.before
+        if not before_C or not self.C or before_C == self.C:
+            return None
+        share = math.log(C / self.C) / math.log(self.C / before_C)
+        return self.point + share * (self.point - before)
+
+    def _stand_at(self, point: Tensor) -> None:
+        """Scores, loss, gradient and the Hessian's diagonal at a point; its scores are exact."""
+        found = self.problem.lanes.map(partial(self._look, self._weights(point, exact=True)))
+        spread = torch.stack([spread for _, _, spread in found]).sum(0) / self.problem.total
+        self.point = point
+        self._take([(loss, gradient) for loss, gradient, _ in found])
+        variances = torch.cat([self.problem.variances, self.problem.variances.new_ones(1)])
+        self.diagonal = spread.to(variances)[:, None] * variances + self._penalty
+        self.diagonal.clamp_(min=torch.finfo(variances.dtype).tiny)
+
+    def _look(self, weights: _Weights, lane: list[Chunk]) -> tuple[float, Tensor, Tensor]:
+        """Loss, gradient and spread of a lane, where its scores begin anew."""
+        total, gradient, spread = 0.0, self._no_gradient(), torch.zeros((), dtype=torch.float64)
+        for chunk in lane:
+            rows = chunk.kept if chunk.fresh is None else chunk.fresh()
+            chunk.scores = torch.addmm(weights.intercept, weights.of_rows, rows.T)
+            spread = spread + chunk.spread()
+            total += self._descent(chunk, rows, gradient)
+        return total, gradient, spread
+
+    def _descend(self, tol: float, max_iter: int) -> Solution:
+        iterations, gap = 0, self._gap()
+        while gap > tol and iterations < max_iter and self._step():
+            iterations, gap = iterations + 1, self._gap()
+        self.point = self.point.clone()
+        return Solution(self.C, self.point, self.value, gap, iterations, gap <= tol)
+
+    def _gap(self) -> float:
+        """What a quadratic model with the diagonal promises, as a share of the objective."""
+        promised = (self.gradient.square() / self.diagonal).sum(dtype=torch.float64) / 2
+        return float(promised) / max(self.value, SMALLEST_VALUE)
+
+    def _step(self) -> bool:
+        """One step of the descent; False where rounding hides any decrease."""
+        direction = self.memory.direction(self.gradient, self.diagonal)
+        slope = _dot(self.gradient, direction)
+        if not slope < 0:
+            direction = -self.gradient / self.diagonal
+            slope = _dot(self.gradient, direction)
+        if not self.exact:
+            direction[:, :-1] = direction[:, :-1].to(self.problem.coarse).to(direction.dtype)
+        point, gradient, loss, value = self.point, self.gradient, self.loss, self.value
+        noise = NOISE * torch.finfo(point.dtype).eps * abs(value)
+        weights = self._weights(direction, exact=self.exact)
+        low, high, here, t = (0.0, slope), (math.inf, 0.0), 0.0, 1.0
+        for _ in range(LINE_TRIALS):
+            found = self.problem.lanes.map(partial(self._move, weights, here, t))
+            self.point, here = point + t * direction, t
+            self._take(found)
+            now = _dot(self.gradient, direction)
+            lower = self.value <= value + SUFFICIENT_DECREASE * t * slope + noise
+            if lower and abs(now) <= STEEP * abs(slope):
+                self.memory.add(self.point - point, self.gradient - gradient)
+                return True
+            low, high = (low, (t, now)) if now > 0 or not lower else ((t, now), high)
+            t = _between(low, high)
+        self.point, self.gradient, self.loss = point, gradient, loss
+        return False
+
+    def _move(
+        self, weights: _Weights, here: float, there: float, lane: list[Chunk]
+    ) -> tuple[float, Tensor]:
+        """Loss and gradient of a lane after a step from `here` to `there` along a direction."""
+        more = there - here
+        total, gradient = 0.0, self._no_gradient()
+        for chunk in lane:
+            rows = chunk.fresh() if self.exact and chunk.fresh else chunk.kept
+            if here == 0:
+                chunk.change = weights.of_rows @ rows.T
+            chunk.scores.add_(chunk.change, alpha=more).add_(weights.intercept, alpha=more)
+            total += self._descent(chunk, rows, gradient)
+        return total, gradient
+
+    def _descent(self, chunk: Chunk, rows: Tensor, gradient: Tensor) -> float:
+        """The chunk's loss; its gradient is added, the intercept's in the last column."""
+        loss, residuals = chunk.residuals()
+        if not self.exact:
+            rows = chunk.kept
+        gradient[:, :-1] += residuals.to(rows.dtype) @ rows
+        gradient[:, -1] += residuals.sum(dim=1)
+        return loss
+
+    def _weights(self, point: Tensor, *, exact: bool) -> _Weights:
+        """Weights as products with rows want them: rotated back for rows that are not kept."""
+        weights = point[:, :-1]
+        if self.problem.is_exact:
+            return _Weights(weights, point[:, -1:])
+        if exact:
+            return _Weights(weights @ self.problem.axes.T, point[:, -1:])
+        return _Weights(weights.to(self.problem.coarse), point[:, -1:])
+
+    def _no_gradient(self) -> Tensor:
+        k, r = self.problem.start.shape
+        width = len(self.problem.axes) + 1 if self.exact and not self.problem.is_exact else r
+        return self.problem.start.new_zeros((k, width))
+
+    def _take(self, found: list[tuple[float, Tensor]]) -> None:
+        """Loss and gradient of the objective from those of the lanes."""
+        self.loss = math.fsum(loss for loss, _ in found) / self.problem.total
+        gradient = torch.stack([part for _, part in found]).sum(0)
+        if self.exact and not self.problem.is_exact:
+            gradient = torch.cat([gradient[:, :-1] @ self.problem.axes, gradient[:, -1:]], dim=1)
+        self.gradient = gradient / self.problem.total + self._penalty * self.point
+
+
+class _Weights(NamedTuple):
+    """A point or a direction, ready for products with rows: `(k, d)` or `(k, r)`, and `(k, 1)`."""
+
+    of_rows: Tensor
+    intercept: Tensor
+
+
+def _between(low: tuple[float, float], high: tuple[float, float]) -> float:
+    """Where the slope should be zero, from two places and their slopes; further on without a high.
+
+    Never close to an end: a slope that rounding bends would else hold the search there.
+    """
+    (a, slope_a), (b, slope_b) = low, high
+    if math.isinf(b):
+        return 2 * max(a, 0.5)
+    share = slope_a / (slope_a - slope_b) if slope_b > 0 else 0.5
+    return a + (b - a) * min(max(share, 0.1), 0.9)
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    return float((a * b).sum(dtype=torch.float64))
 
 
 def principal_axes(Z: Floats) -> tuple[Float64s, Float64s]:
-    """Variances `(r,)` and orthonormal axes `(d, r)`, from the smaller Gram."""
+    """Variances `(r,)` and orthonormal axes `(d, r)`, from the smaller Gram, in float64."""
     n, d = Z.shape
-    wide = n < d
-    gram = (Z @ Z.T if wide else Z.T @ Z).astype(np.float64) / n
-    variances, vectors = eigh(gram, overwrite_a=True, check_finite=False, driver="evd")
+    wide, Z = n < d, Z.astype(np.float64)
+    variances, vectors = eigh(
+        (Z @ Z.T if wide else Z.T @ Z) / n, overwrite_a=True, check_finite=False, driver="evd"
+    )
     kept = variances > max(RANK_TOLERANCE * variances[-1], np.finfo(np.float64).tiny)
     variances, vectors = variances[kept], vectors[:, kept]
-    if wide:
-        vectors = np.linalg.qr(Z.T.astype(np.float64) @ vectors)[0]
-    return variances, vectors
+    return variances, Z.T @ (vectors / np.sqrt(n * variances)) if wide else vectors
 
 
-def _start(problem: Problem) -> Solution:
-    """Weights of zero, and the intercept that is best for them: centred log frequencies."""
-    counts = np.bincount(problem.codes, minlength=problem.class_count)
-    intercept = np.log(np.maximum(counts, 1) / len(problem.codes))
-    shape = (problem.Z.shape[1], problem.class_count)
-    return Solution(0.0, np.zeros(shape), intercept - intercept.mean(), 0, converged=True)
+def _axes(
+    source: Standardized, weights: Float64s | None, workers: int, *, is_small: bool
+) -> tuple[Tensor, Tensor]:
+    """Variances `(r,)` and orthonormal axes `(d, r)` of the rows."""
+    if is_small:
+        Z = source.block(0, len(source))
+        if weights is not None:
+            Z *= np.sqrt(weights * len(weights) / weights.sum())[:, None]
+        variances, axes = principal_axes(Z)
+        return torch.from_numpy(variances), torch.from_numpy(axes)
+    found = torch.linalg.eigh(_gram(source, weights, workers))
+    return found.eigenvalues.clamp(min=0), found.eigenvectors
 
 
-def _solve(problem: Problem, C: float, start: Solution, *, tol: float, max_iter: int) -> Solution:
-    """L-BFGS from `start`; on in float64 where float32 products are too coarse to go further."""
-    solution, stalled = _minimize(problem, C, start, tol=tol, max_iter=max_iter)
-    if not stalled:
-        return solution
-    exact = replace(problem, Z=problem.Z.astype(np.float64))
-    left = max_iter - solution.iterations
-    refined, _ = _minimize(exact, C, solution, tol=tol, max_iter=left)
-    return replace(refined, iterations=solution.iterations + refined.iterations)
+def _row(values: npt.NDArray[np.floating], place: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.from_numpy(values).to(place, dtype)[None]
 
 
-def _minimize(
-    problem: Problem, C: float, start: Solution, *, tol: float, max_iter: int
-) -> tuple[Solution, bool]:
-    """The solution reached, and whether rounding ended the search before the gradient was small.
+def _gram(source: Standardized, weights: Float64s | None, workers: int) -> Tensor:
+    """Covariance `(d, d)` of the rows, by coarse products: good enough to precondition."""
+    dtype = coarse_dtype(torch.device("cpu"))
+    bounds = [(start, start + BLOCK_ROWS) for start in range(0, len(source), BLOCK_ROWS)]
 
-    Variables are divided by `step`, the inverse root of the Hessian's diagonal where all classes
-    are equally likely, so that `tol` bounds a gradient whose square is a decrease of the objective.
-    """
-    k = problem.class_count
-    step = np.empty((len(problem.variances) + 1, 1))
-    step[:-1, 0] = (problem.variances / k + 1 / (C * len(problem.codes))) ** -0.5
-    step[-1, 0] = k**0.5
+    def product(bound: tuple[int, int]) -> Tensor:
+        block = torch.from_numpy(source.block(*bound)).float()
+        if weights is not None:
+            block *= torch.from_numpy(np.sqrt(weights[slice(*bound)])[:, None]).float()
+        rows = block.to(dtype)
+        return (rows.T @ rows).float()
 
-    def scaled(flat: Float64s) -> tuple[float, Float64s]:
-        point = flat.reshape(-1, k) * step
-        value, gradient = _loss_and_gradient(problem, C, point[:-1], point[-1])
-        return value, (gradient * step).ravel()
-
-    result = minimize(
-        scaled,
-        (np.vstack([start.weights, start.intercept]) / step).ravel(),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": max(max_iter, 1), "maxfun": 2 * max_iter + 20, "gtol": tol}
-        | {"ftol": FLAT_DECREASE, "maxcor": MEMORY_PAIRS},
-    )
-    point = result.x.reshape(-1, k) * step
-    intercept = point[-1] - point[-1].mean()
-    solution = Solution(C, point[:-1], intercept, int(result.nit), bool(result.success))
-    return solution, bool(np.abs(result.jac).max() > tol and result.nit < max_iter)
-
-
-def _loss_and_gradient(
-    problem: Problem, C: float, weights: Float64s, intercept: Float64s
-) -> tuple[float, Float64s]:
-    """The objective and its gradient `(r + 1, k)`, the intercept's last."""
-    Z, codes = problem.Z, problem.codes
-    n = len(codes)
-    rows = np.arange(n)
-    logits = Z @ weights.astype(Z.dtype)
-    logits += intercept.astype(Z.dtype)
-    logits -= logits.max(axis=1, keepdims=True)
-    own = logits[rows, codes].sum(dtype=np.float64)
-    np.exp(logits, out=logits)
-    totals = logits.sum(axis=1, keepdims=True)
-    loss = (np.log(totals, dtype=np.float64).sum() - own) / n
-    logits /= totals
-    logits[rows, codes] -= 1
-    gradient = np.empty((len(weights) + 1, problem.class_count))
-    gradient[:-1] = (Z.T @ logits) / n + weights / (C * n)
-    gradient[-1] = logits.sum(axis=0, dtype=np.float64) / n
-    return float(loss + np.square(weights).sum() / (2 * C * n)), gradient
+    total = torch.zeros((source.X.shape[1],) * 2)
+    with ThreadPoolExecutor(workers) as pool:
+        for found in pool.map(product, bounds):
+            total += found
+    return total / (len(source) if weights is None else weights.sum())
