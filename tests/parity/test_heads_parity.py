@@ -75,6 +75,14 @@ def test_logistic_objective_and_probabilities(digits, C):
     np.testing.assert_allclose(sharp.predict_proba(X_test), expected, atol=1e-3)
 
 
+def test_logistic_without_standardising(digits):
+    """Probabilities within 1e-3, as above."""
+    X, y, X_test, _ = digits
+    theirs = LogisticRegression(C=0.01, tol=1e-8, max_iter=10_000).fit(X, y)
+    ours = LogisticProbe(C=0.01, standardize=False).fit(X, y)
+    np.testing.assert_allclose(ours.predict_proba(X_test), theirs.predict_proba(X_test), atol=1e-3)
+
+
 def test_logistic_two_classes_is_twice_the_strength(digits):
     """Two rows of weights w/2 and -w/2 have half the squared norm of one row w."""
     X, y, X_test, _ = digits

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dinoprobe.heads import head_from_name
+from dinoprobe.heads import frozen_choice, head_from_name
 from dinoprobe.heads.names import HEADS
-from dinoprobe.train.fit import chosen, fit_head, frozen_choice
+from dinoprobe.train.fit import chosen, fit_head
 from dinoprobe.types import Features
 
 CHOSEN = {

@@ -12,15 +12,18 @@ from dinoprobe.heads.linear import LinearProbe, LinearTraining
 from dinoprobe.heads.logistic import LogisticProbe
 from dinoprobe.heads.names import check_options, head_from_name
 from dinoprobe.heads.neighbors import KNNProbe
-from dinoprobe.heads.out_of_fold import OutOfFold, out_of_fold
+from dinoprobe.heads.out_of_fold import OutOfFold, frozen_choice, out_of_fold
 from dinoprobe.heads.prototype import PrototypeProbe
 from dinoprobe.heads.ridge import RidgeProbe
+from dinoprobe.heads.search import Candidate, Judged, search
 from dinoprobe.heads.state import from_state, to_state
 from dinoprobe.heads.wrapped import SklearnProbe, sklearn_probe, with_random_state
 
 __all__ = [
     "SET_METHODS",
+    "Candidate",
     "Head",
+    "Judged",
     "KNNProbe",
     "LDAProbe",
     "LinearBase",
@@ -40,8 +43,10 @@ __all__ = [
     "fit_sets",
     "fit_temperature",
     "from_state",
+    "frozen_choice",
     "head_from_name",
     "out_of_fold",
+    "search",
     "sklearn_probe",
     "to_state",
     "with_random_state",

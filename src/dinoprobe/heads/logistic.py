@@ -49,8 +49,8 @@ FOLD_MEMORY_BYTES = 8 << 30
 class LogisticProbe(LinearBase):
     """L2-penalised multinomial logistic regression, fitted to convergence.
 
-    Minimises mean cross-entropy + |W|² / (2 C n) over features that are standardised inside, the
-    intercept unpenalised; W has one row for each class, also for two classes, where C counts twice
+    Minimises mean cross-entropy + |W|² / (2 C n) over features that are standardised inside (as
+    they come with `standardize=False`), the intercept unpenalised; W has one row for each class, also for two classes, where C counts twice
     as much as in `sklearn.linear_model.LogisticRegression`. With weights the mean is weighted, and
     n their sum. `C` skips the selection. `Cs` None are 12 half decades from 1e-4 to 31.6. `tol` is
     the decrease, as a share of the objective, that a quadratic model still sees where the fit ends.
@@ -71,6 +71,7 @@ class LogisticProbe(LinearBase):
         Cs: Sequence[float] | None = None,
         *,
         C: float | None = None,
+        standardize: bool = True,
         class_weight: ClassWeight = None,
         cv: int | Any = 5,
         random_state: int = 0,
@@ -80,6 +81,7 @@ class LogisticProbe(LinearBase):
     ) -> None:
         self.Cs = Cs
         self.C = C
+        self.standardize = standardize
         self.class_weight = class_weight
         self.cv = cv
         self.random_state = random_state
@@ -110,6 +112,7 @@ class LogisticProbe(LinearBase):
                 rows.codes,
                 len(self.classes_),
                 weights=rows.weights,
+                standardize=self.standardize,
                 device=self.device,
             )
             solution = solve(problem, self.C_, tol=self.tol, max_iter=self.max_iter)
@@ -190,6 +193,7 @@ class LogisticProbe(LinearBase):
             len(present),
             rows=train,
             weights=some_weights(rows.weights, train),
+            standardize=self.standardize,
             device=self.device,
             threads=threads,
         )

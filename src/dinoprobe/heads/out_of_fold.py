@@ -51,6 +51,13 @@ class OutOfFold:
         return OutOfFold(self.classes, self.rows[kept], self.codes[kept], self.probabilities[kept])
 
 
+def frozen_choice(head: ProbeBase) -> ProbeBase:
+    """An unfitted copy whose selected hyper-parameters are fixed."""
+    copy: ProbeBase = clone(head)
+    copy.set_params(**{name: getattr(head, f"{name}_") for name in head.selects})
+    return copy
+
+
 def out_of_fold(
     head: ProbeBase, X: npt.NDArray[np.floating], y: npt.NDArray[Any], folds: npt.ArrayLike
 ) -> OutOfFold:

@@ -121,18 +121,21 @@ def prepare(
     *,
     rows: Codes | None = None,
     weights: Float64s | None = None,
+    standardize: bool = True,
     device: str = "cpu",
     threads: int | None = None,
     small_work: int = SMALL_WORK,
 ) -> Problem:
     """The problem of these rows of X (all without `rows`), with the codes and weights of them.
 
+    Without `standardize` features are centred alone, which a free intercept makes up for.
     Wants `class_count` * 4 bytes a row beside the rows kept: 2 bytes a value in bfloat16, 4 in
     float32, 8 in small problems.
     """
     rows = np.arange(len(X)) if rows is None else rows
     place, d = torch.device(device), X.shape[1]
     mean, scale = standardization(X, rows, weights)
+    scale = scale if standardize else np.ones_like(scale)
     source = Standardized(X, rows, mean, scale)
     wide = len(rows) < d
     small = len(rows) * min(d, len(rows)) * class_count <= small_work

@@ -6,7 +6,6 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 
 from dinoprobe.audit import Suspect, suspicious_labels
@@ -17,6 +16,7 @@ from dinoprobe.heads import (
     SklearnProbe,
     at_temperature,
     fit_sets,
+    frozen_choice,
     head_from_name,
     out_of_fold,
     with_random_state,
@@ -160,13 +160,6 @@ def fit_head(head: ProbeBase, training: Features, folds: npt.NDArray[np.intp]) -
     if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
         fitted.converged_ = False
     return fitted
-
-
-def frozen_choice(head: ProbeBase) -> ProbeBase:
-    """An unfitted copy whose selected hyper-parameters are fixed."""
-    copy: ProbeBase = clone(head)
-    copy.set_params(**{name: getattr(head, f"{name}_") for name in head.selects})
-    return copy
 
 
 def _events(head: ProbeBase, say: Callable[[str], None]) -> list[dict[str, Any]]:
