@@ -6,8 +6,9 @@
 scikit-learn's with its automatic shrinkage. `ridge` judges 50 strengths by leave-one-out, as its
 peer does. `logistic-path` solves 8 strengths, warm, beside a fit for each. `dinov3-logreg` solves
 45 beside scikit-learn as facebookresearch/dinov3 calls it (float64, tol 1e-12), which fits every
-fourth of them: its seconds are scaled to all. Sides take turns after a small fit of each, and the
-median round counts. `ratio_to_sklearn` is peer_seconds / seconds;
+fourth of them: its seconds are scaled to all. `knn` fits and predicts, beside scikit-learn's brute
+force in float32 and, where it is installed, faiss's flat index. Sides take turns after a small fit
+of each, and the median round counts. `ratio_to_sklearn` is peer_seconds / seconds;
 `objective_gap` the largest (ours - theirs) / theirs over the strengths, below 0 where ours is the
 lower minimum. Without --json a line an entry is printed. 8,000 x 384 features of 20 classes; with
 --full 50,000 x 768 of 100, which takes minutes.
@@ -17,11 +18,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
 import warnings
 from datetime import UTC, datetime
+from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -29,8 +33,9 @@ from jobs import machine
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, RidgeClassifierCV
+from sklearn.neighbors import KNeighborsClassifier
 
-from dinoprobe.heads import LDAProbe, RidgeProbe
+from dinoprobe.heads import KNNProbe, LDAProbe, RidgeProbe
 from dinoprobe.heads.base import softmax
 from dinoprobe.heads.logistic import SELECTION_TOL
 from dinoprobe.heads.solver import prepare, solve_path, standardization, to_feature_space
@@ -49,6 +54,7 @@ ALPHAS = np.logspace(-3, 3, 50)
 STRENGTHS = np.logspace(-4, -0.5, 8)
 DINOV3_STRENGTHS = np.logspace(-6, 5, 45)
 PEER_TOL, PEER_ITERATIONS, PEER_EVERY = 1e-4, 1000, 4
+NEIGHBORS = 20
 
 
 class Shape(NamedTuple):
@@ -140,19 +146,29 @@ def made(shape: Shape, *, seed: int) -> Data:
 def in_turn(ours: Side, peer: Side, data: Data, budget: float, *, rounds: int = 5) -> Measured:
     """Both sides on the data, round after round, each once on little before."""
     sides = {"ours": ours, "peer": peer}
+    seconds, fitted = all_in_turn(sides, data, budget, rounds=rounds)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return Measured(medians["ours"], medians["peer"], len(seconds["peer"]), **fitted)
+
+
+def all_in_turn(
+    sides: dict[str, Side], data: Data, budget: float, *, rounds: int
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    """Seconds of each side in each round, and what it made in the last one."""
     small = made(SMALL, seed=1)
     for side in sides.values():
         side(small)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     fitted: dict[str, Any] = {}
     started = time.perf_counter()
-    while len(seconds["peer"]) < rounds and (not fitted or time.perf_counter() - started < budget):
+    done = 0
+    while done < rounds and (not fitted or time.perf_counter() - started < budget):
         for name, side in sides.items():
             start = time.perf_counter()
             fitted[name] = side(data)
             seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
-    return Measured(medians["ours"], medians["peer"], len(seconds["peer"]), **fitted)
+        done += 1
+    return seconds, fitted
 
 
 def entry(measured: Measured, accuracies: tuple[float, float], gap: float | None) -> dict[str, Any]:
@@ -236,6 +252,49 @@ def compared_paths(
     return entry(measured, (float(best[0]), float(best[1])), max(gaps))
 
 
+def knn(data: Data, budget: float) -> dict[str, Any]:
+    """From features to predictions of the test rows, on all sides with every core."""
+    sides: dict[str, Side] = {
+        "ours": partial(predictions, KNNProbe(NEIGHBORS)),
+        "peer": partial(
+            predictions, KNeighborsClassifier(NEIGHBORS, algorithm="brute", metric="cosine")
+        ),
+    }
+    if find_spec("faiss"):
+        sides["faiss"] = faiss_predictions
+    seconds, answers = all_in_turn(sides, data, budget, rounds=5)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    right = {name: float((answer == data.y_test).mean()) for name, answer in answers.items()}
+    measured = Measured(medians["ours"], medians["peer"], len(seconds["ours"]), None, None)
+    found = entry(measured, (right["ours"], right["peer"]), None)
+    faiss_seconds = medians.get("faiss")
+    ratio = None if faiss_seconds is None else faiss_seconds / found["seconds"]
+    return {**found, "ratio_to_faiss": ratio, "faiss_accuracy": right.get("faiss")}
+
+
+def predictions(classifier: Any, data: Data) -> Any:
+    """The classifier's labels of the test rows."""
+    return classifier.fit(data.X, data.y).predict(data.X_test)
+
+
+def faiss_predictions(data: Data) -> Any:
+    """By faiss's flat index of rows of length 1, with KNNProbe's weights for the votes."""
+    import faiss
+
+    faiss.omp_set_num_threads(os.cpu_count())
+    rows, queries = data.X.copy(), data.X_test.copy()
+    faiss.normalize_L2(rows)
+    faiss.normalize_L2(queries)
+    index = faiss.IndexFlatIP(rows.shape[1])
+    index.add(rows)
+    similarity, found = index.search(queries, NEIGHBORS)
+    classes, codes = np.unique(data.y, return_inverse=True)
+    votes = np.zeros((len(queries), len(classes)))
+    weights = np.exp((similarity - similarity[:, :1]) / KNNProbe().temperature)
+    np.add.at(votes, (np.arange(len(queries))[:, None], codes[found]), weights)
+    return classes[votes.argmax(axis=1)]
+
+
 def own_path(data: Data, Cs: Floats) -> list[tuple[Floats, Floats]]:
     """Weight `(k, d)` and intercept `(k,)` of each strength, as LogisticProbe judges them."""
     classes, codes = np.unique(data.y, return_inverse=True)
@@ -289,6 +348,7 @@ def line(name: str, found: dict[str, Any]) -> str:
 
 
 ENTRIES: dict[str, Callable[[Data, float], dict[str, Any]]] = {
+    "knn": knn,
     "lda": lda,
     "ridge": ridge,
     "logistic-path": logistic_path,

@@ -114,7 +114,7 @@ def written(module: ModuleType, result: dict[str, Any], document: Path) -> str:
     return once
 
 
-@pytest.mark.parametrize("name", ["lda", "ridge", "logistic-path"])
+@pytest.mark.parametrize("name", ["knn", "lda", "ridge", "logistic-path"])
 def test_heads_are_timed_beside_scikit_learn(
     script: Callable[[str], ModuleType],
     capsys: pytest.CaptureFixture[str],

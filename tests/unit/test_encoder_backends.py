@@ -22,8 +22,9 @@ from tests.checkpoints import save_convnext, save_dinov2, save_vit
 from dinoprobe.encoder import Encoder, EncoderSettings, open_encoder
 from dinoprobe.encoder.backends import choice as choosing
 from dinoprobe.encoder.backends import graphs, selftest
-from dinoprobe.encoder.backends.choice import Choice, candidates, has_fast_bfloat16
+from dinoprobe.encoder.backends.choice import Choice, candidates
 from dinoprobe.errors import ConfigurationError, EncoderError, MissingExtraError
+from dinoprobe.processor import has_fast_bfloat16
 
 if TYPE_CHECKING:
     from pathlib import Path

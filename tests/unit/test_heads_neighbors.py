@@ -39,8 +39,9 @@ def test_equals_brute_force(n, d, k, seed):
 def test_blocks_do_not_show(monkeypatch):
     X, y = rows()
     whole = KNNProbe(20).fit(X, y).predict_proba(X)
-    monkeypatch.setattr(neighbors, "TRAIN_BLOCK_ROWS", 7)
-    np.testing.assert_allclose(KNNProbe(20).fit(X, y).predict_proba(X), whole, rtol=1e-9)
+    monkeypatch.setattr(neighbors, "HELD_NEIGHBORS", 7 * 20)
+    monkeypatch.setattr(neighbors, "NORMALIZED_ROWS", 7)
+    assert np.array_equal(KNNProbe(20).fit(X, y).predict_proba(X), whole)
 
 
 def count_correct(X, codes, k, excluded):

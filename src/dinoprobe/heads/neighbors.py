@@ -1,29 +1,21 @@
 """k nearest neighbours by cosine, votes weighted by exp(similarity / T), as the DINO evaluations.
 
-Exact: similarities are computed in blocks of 64 queries by 16,384 rows, 4 MiB at a time, and the
-best k kept. Nothing is trained, so it is the quickest look at features; it trails a logistic head
-by about 4 points on learned features.
+Exact, by `nearest`, whatever the order of the rows. Nothing is trained, so it is the quickest look
+at features; it trails a logistic head by about 4 points on learned features.
 """
 
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-import torch
 from sklearn.utils.validation import check_is_fitted
 
 from dinoprobe.errors import ConfigurationError
-from dinoprobe.heads.base import (
-    BLOCK_ROWS,
-    ProbeBase,
-    check_features,
-    in_blocks,
-)
+from dinoprobe.heads.base import ProbeBase, check_features
 from dinoprobe.heads.folds import group_codes
-from dinoprobe.heads.threads import one_torch_thread
+from dinoprobe.heads.nearest import nearest
 from dinoprobe.heads.training import training_rows
 from dinoprobe.heads.weights import product_weights
 
@@ -35,12 +27,13 @@ if TYPE_CHECKING:
     from dinoprobe.heads.base import Codes, Float32s, Float64s
     from dinoprobe.heads.weights import ClassWeight
 
-TRAIN_BLOCK_ROWS = 16_384
 CANDIDATES = (10, 20, 100, 200)
 """k and T = 0.07 as facebookresearch/dinov3 `dinov3/eval/knn.py`."""
 DEFAULT_K = 20
-SMALL_SIZE = 2**24
-"""Training values (rows times features) below which one thread is quicker; see `threads`."""
+HELD_NEIGHBORS = 2**22
+"""Neighbours of all queries that are held at a time."""
+NORMALIZED_ROWS = 256
+"""Rows that stay in a core's cache on their way from features to length 1."""
 ROUNDING = 1e-9
 """Sums of weights that differ by less, as a share, are equal."""
 JUDGED_ROWS = 5_000
@@ -112,38 +105,36 @@ class KNNProbe(ProbeBase):
         return min(int(np.searchsorted(filled, k)) + 1, len(filled))
 
     def predict_proba(self, X: npt.ArrayLike) -> Float64s:
-        """Shares of the weighted vote `(n, k)` in the order of `classes_`."""
+        """Shares of the weighted vote `(n, k)` in the order of `classes_`.
+
+        Similarities are those of float64, so that a row's result does not depend on the rows that
+        come with it: the temperature makes differences 14 times larger.
+        """
         check_is_fitted(self)
         queries = normalized(check_features(self, X))
-        with self._threads():
-            return in_blocks(queries, self._vote_block)
+        votes = np.empty((len(queries), len(self.classes_)))
+        reach = self._reach(self.k_)
+        size = max(1, HELD_NEIGHBORS // reach)
+        for start in range(0, len(queries), size):
+            part = slice(start, start + size)
+            found = nearest(queries[part], self.features_, reach)
+            votes[part] = self._vote(*found, self.k_)
+        return votes
 
-    def _vote_block(self, queries: Float32s) -> Float64s:
-        """Votes of the nearest rows, their similarity computed again in float64.
-
-        float32 products differ in the last bits by a row's place in the block, which the
-        temperature would make 14 times larger.
-        """
-        _, nearest = _nearest(queries, self.features_, self._reach(self.k_))
-        similarity = np.empty(nearest.shape)
-        for row, query in enumerate(queries.astype(np.float64)):
-            similarity[row] = (self.features_[nearest[row]] * query).sum(axis=1)
-        return self._vote(similarity, nearest, self.k_)
-
-    def _vote(self, similarity: Float64s, nearest: Codes, k: int) -> Float64s:
+    def _vote(self, similarity: Float64s, found: Codes, k: int) -> Float64s:
         """Probabilities `(b, classes)` by the nearest, best first, that fill k places.
 
         Rows without a neighbour that may vote get zeros.
         """
         if self.sample_weight_ is None:
-            similarity, nearest = similarity[:, :k], nearest[:, :k]
+            similarity, found = similarity[:, :k], found[:, :k]
         best = similarity.max(axis=1, keepdims=True)
         weights = np.exp((similarity - np.where(np.isfinite(best), best, 0)) / self.temperature)
         if self.sample_weight_ is not None:
-            own = np.where(np.isfinite(similarity), self.sample_weight_[nearest], 0)
+            own = np.where(np.isfinite(similarity), self.sample_weight_[found], 0)
             weights *= np.clip(k - (own.cumsum(axis=1) - own), 0, own)
-        votes = np.zeros((len(nearest), len(self.classes_)))
-        np.add.at(votes, (np.arange(len(nearest))[:, None], self.codes_[nearest]), weights)
+        votes = np.zeros((len(found), len(self.classes_)))
+        np.add.at(votes, (np.arange(len(found))[:, None], self.codes_[found]), weights)
         if self.class_weight_ is not None:
             votes *= self.class_weight_
         total = votes.sum(axis=1, keepdims=True)
@@ -159,29 +150,26 @@ class KNNProbe(ProbeBase):
         spread = np.linspace(0, len(judged) - 1, min(len(judged), JUDGED_ROWS))
         judged = judged[spread.astype(np.intp)]
         candidates = sorted({min(k, self._places()) for k in CANDIDATES})
-        correct = np.zeros(len(candidates))
-        for start in range(0, len(judged), BLOCK_ROWS):
-            rows = judged[start : start + BLOCK_ROWS]
-            with self._threads():
-                correct += self._count_correct(rows, excluded, candidates)
+        correct = self._count_correct(judged, excluded, candidates)
         equal = correct >= (1 - ROUNDING) * correct.max()
         self.k_ = candidates[int(equal.argmax())]
         self.selection_ = f"{how}, {len(judged)} rows"
 
     def _count_correct(self, rows: Codes, excluded: Codes, candidates: list[int]) -> Float64s:
-        similarity, nearest = _nearest(
-            self.features_[rows], self.features_, self._reach(candidates[-1]), excluded, rows
+        similarity, found = nearest(
+            self.features_[rows],
+            self.features_,
+            self._reach(candidates[-1]),
+            excluded=excluded,
+            excluded_queries=excluded[rows],
         )
-        votes = (self._vote(similarity, nearest, k) for k in candidates)
+        votes = (self._vote(similarity, found, k) for k in candidates)
         truth = self.codes_[rows]
         weights = product_weights(self.codes_, self.class_weight_, self.sample_weight_)
         counts = np.ones(len(rows)) if weights is None else weights[rows]
         return np.array(
             [counts @ ((vote.argmax(axis=1) == truth) & vote.any(axis=1)) for vote in votes]
         )
-
-    def _threads(self) -> AbstractContextManager[None]:
-        return one_torch_thread() if self.features_.size < SMALL_SIZE else nullcontext()
 
     def _check_options(self) -> None:
         if not (self.k == "auto" or (isinstance(self.k, int) and self.k >= 1)):
@@ -192,30 +180,16 @@ class KNNProbe(ProbeBase):
 
 def normalized(X: npt.NDArray[np.floating]) -> Float32s:
     """Rows of length 1, float32; rows of zeros stay."""
+    result = np.empty(X.shape, np.float32)
+    for start in range(0, len(X), NORMALIZED_ROWS):
+        part = slice(start, start + NORMALIZED_ROWS)
+        result[part] = _normalized(X[part])
+    return result
+
+
+def _normalized(X: npt.NDArray[np.floating]) -> Float64s:
+    """In float64, divided by the largest value first, so that no square overflows."""
     peak = np.abs(X).max(axis=1, keepdims=True).astype(np.float64)
     scaled = X / np.where(peak > 0, peak, 1)
     length = np.sqrt(np.square(scaled).sum(axis=1, keepdims=True))
-    return (scaled / np.where(length > 0, length, 1)).astype(np.float32)
-
-
-def _nearest(
-    queries: Float32s,
-    features: Float32s,
-    k: int,
-    excluded: Codes | None = None,
-    rows: Codes | None = None,
-) -> tuple[Float64s, Codes]:
-    """Similarities and rows `(b, k)` of the best k, best first; excluded ones have -inf."""
-    best = torch.empty((len(queries), 0))
-    index = torch.empty((len(queries), 0), dtype=torch.int64)
-    for start in range(0, len(features), TRAIN_BLOCK_ROWS):
-        block = features[start : start + TRAIN_BLOCK_ROWS]
-        similarity = torch.from_numpy(queries) @ torch.from_numpy(block).T
-        if excluded is not None and rows is not None:
-            same = excluded[rows][:, None] == excluded[start : start + len(block)]
-            similarity[torch.from_numpy(same)] = -torch.inf
-        columns = torch.arange(start, start + len(block)).expand_as(similarity)
-        best, index = torch.cat([best, similarity], 1), torch.cat([index, columns], 1)
-        best, order = best.topk(min(k, best.shape[1]), dim=1)
-        index = index.gather(1, order)
-    return best.double().numpy(), index.numpy()
+    return np.asarray(scaled / np.where(length > 0, length, 1))

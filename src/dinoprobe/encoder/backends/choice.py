@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from dinoprobe.errors import ConfigurationError, MissingExtraError
+from dinoprobe.processor import has_fast_bfloat16
 
 if TYPE_CHECKING:
     import torch
@@ -88,14 +89,6 @@ def candidates(
     what = precision if precision != "auto" else dtype
     msg = f"backend '{backend}' has no precision '{what}' here. Leave --backend out."
     raise ConfigurationError(msg)
-
-
-def has_fast_bfloat16() -> bool:
-    """Whether this CPU multiplies in bfloat16 (avx512_bf16, AMX), and does not imitate it."""
-    import torch
-
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(bool(getattr(torch.cpu, name, bool)()) for name in names)
 
 
 def refuse_unfolded(backend: str, precision: str, device: torch.device) -> None:
