@@ -13,6 +13,13 @@ from dinoprobe.heads.logistic import LogisticProbe
 from dinoprobe.heads.names import check_options, head_from_name
 from dinoprobe.heads.neighbors import KNNProbe
 from dinoprobe.heads.out_of_fold import OutOfFold, frozen_choice, out_of_fold
+from dinoprobe.heads.prior import (
+    apply_prior,
+    class_prior,
+    estimate_prior,
+    prior_shares,
+    under_prior,
+)
 from dinoprobe.heads.prototype import PrototypeProbe
 from dinoprobe.heads.ridge import RidgeProbe
 from dinoprobe.heads.search import Candidate, Judged, search
@@ -36,18 +43,23 @@ __all__ = [
     "PrototypeProbe",
     "RidgeProbe",
     "SklearnProbe",
+    "apply_prior",
     "apply_temperature",
     "at_temperature",
     "check_options",
     "check_sets",
+    "class_prior",
+    "estimate_prior",
     "fit_sets",
     "fit_temperature",
     "from_state",
     "frozen_choice",
     "head_from_name",
     "out_of_fold",
+    "prior_shares",
     "search",
     "sklearn_probe",
     "to_state",
+    "under_prior",
     "with_random_state",
 ]
