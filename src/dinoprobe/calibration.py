@@ -15,7 +15,7 @@ from dinoprobe.heads import apply_temperature, at_temperature, fit_temperature
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dinoprobe.evaluation import Evaluation, Interval
+    from dinoprobe.evaluation import Interval
     from dinoprobe.heads import OutOfFold, PredictionSets, ProbeBase
     from dinoprobe.heads.base import Float64s
 
@@ -29,7 +29,8 @@ class Calibration:
     """What a temperature did. Errors are expected calibration errors, as in `Evaluation`.
 
     Those before and after are over `n` out-of-fold predictions, on which the temperature itself was
-    fitted; those of the test part are None until `tested`.
+    fitted; those of the test part are None until `tested`. Of a head with class weights, they are
+    errors of its probabilities brought back to rows as they come.
     """
 
     temperature: float
@@ -66,9 +67,9 @@ def calibrate(head: ProbeBase, judged: OutOfFold) -> Calibration:
     temperature = fit_temperature(judged)
     apply_temperature(head, temperature)
     classes = [str(name) for name in judged.classes]
-    before = evaluate(judged.labels, judged.probabilities, classes)
+    before = evaluate(judged.labels, judged.as_they_come(judged.probabilities), classes)
     scaled = at_temperature(judged.probabilities, temperature)
-    after = evaluate(judged.labels, scaled, classes)
+    after = evaluate(judged.labels, judged.as_they_come(scaled), classes)
     return Calibration(
         temperature=temperature,
         n=len(judged),
@@ -80,15 +81,19 @@ def calibrate(head: ProbeBase, judged: OutOfFold) -> Calibration:
 
 
 def tested(
-    calibration: Calibration, labels: Sequence[str], probabilities: Float64s, after: Evaluation
+    calibration: Calibration,
+    labels: Sequence[str],
+    probabilities: Float64s,
+    judged: OutOfFold,
 ) -> Calibration:
     """The same with its errors on the test part.
 
-    `probabilities` `(n, k)` are those of the calibrated head, of which `after` was made.
+    `probabilities` `(n, k)` are those of the calibrated head, `judged` what it was calibrated on.
     """
-    before = evaluate(
-        labels, at_temperature(probabilities, 1 / calibration.temperature), after.classes
-    )
+    classes = [str(name) for name in judged.classes]
+    uncalibrated = at_temperature(probabilities, 1 / calibration.temperature)
+    before = evaluate(labels, judged.as_they_come(uncalibrated), classes)
+    after = evaluate(labels, judged.as_they_come(probabilities), classes)
     return replace(
         calibration,
         test_error_before=before.expected_calibration_error,

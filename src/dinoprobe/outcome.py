@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from dinoprobe.types import Dataset, Failure, Features
 
 MAX_INDENTED_CLASSES = 30  # a matrix of 1,000 classes takes a third of the bytes on one line
+PRIOR_NOTE = (
+    "Probabilities are for the class frequencies of --prior, and these images come as they are: "
+    "balanced accuracy and the recalls judge them, log loss and calibration errors do not."
+)
 THUMBNAILS = 24
 SUSPECT_THUMBNAILS = 12
 THUMBNAIL_SIZE_PX = 128

@@ -13,7 +13,15 @@ from dinoprobe.encoder import EncoderPlace
 from dinoprobe.engine import embed
 from dinoprobe.errors import DatasetError, FormatError, MismatchError
 from dinoprobe.files import read_json
-from dinoprobe.outcome import Context, Outcome, count_parts, judge, outcome_summary, write_outcome
+from dinoprobe.outcome import (
+    PRIOR_NOTE,
+    Context,
+    Outcome,
+    count_parts,
+    judge,
+    outcome_summary,
+    write_outcome,
+)
 from dinoprobe.run import check_out, new_evaluation, new_run
 from dinoprobe.store import FeatureStore
 from dinoprobe.types import NoProgress
@@ -69,6 +77,7 @@ def score(
     chosen, notes = _choose(embedding.features, known, own=data is None)
     labels = [str(label) for label in chosen.y]
     notes += check_classes(classifier.classes, labels)
+    notes += [PRIOR_NOTE] if classifier.training.get("prior") else []
     outcome = judge(classifier, chosen)
     context = Context(
         dataset=dataset,

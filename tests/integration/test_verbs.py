@@ -494,6 +494,54 @@ def test_other_heads_are_calibrated_where_that_is_asked_for_and_possible(
     assert "trained on the fly" in str(refused["message"])
 
 
+def test_probabilities_for_other_class_frequencies(
+    run: tuple[Path, dict[str, object]], photos: Path, tmp_path: Path
+) -> None:
+    assert run[1]["prior"] is None
+    shares = "red=0.5,green=0.25,blue=0.25"
+    found = train_again(run, "--prior", shares, "--out", tmp_path / "a")
+    assert found["prior"] == {"blue": 0.25, "green": 0.25, "red": 0.5}
+    assert found["sets"]["per_class"] is True  # type: ignore[index]
+    assert "probabilities for given class frequencies" in str(found["protocol"])
+    assert any("--prior" in note for note in found["notes"])  # type: ignore[attr-defined]
+    # the temperature, and the errors before and after it, know nothing of the prior
+    assert found["calibration"] == pytest.approx(run[1]["calibration"], abs=1e-5)
+    again = document("evaluate", tmp_path / "a", "--out", tmp_path / "e")
+    assert any("--prior" in note for note in again["notes"])  # type: ignore[attr-defined]
+    plain, shifted = (
+        document("predict", path, photos / "green" / "00.png")["rows"][0]["top"]  # type: ignore[index]
+        for path in (run[0], tmp_path / "a")
+    )
+    before, after = ({row["label"]: row["probability"] for row in top} for top in (plain, shifted))
+    odds = (after["red"] / after["green"]) / (before["red"] / before["green"])
+    assert odds == pytest.approx(2, rel=1e-4)
+
+    repeated = document(
+        "train", "--config", tmp_path / "a" / "config.json", "--out", tmp_path / "again"
+    )
+    assert repeated["prior"] == found["prior"]
+    refused = train_again(run, "--prior", "red=0.5", code=2)
+    assert "lacks" in str(refused["message"])
+    refused = train_again(run, "--prior", "red:0.5", code=2)
+    assert "expected uniform, or LABEL=NUMBER" in str(refused["message"])
+
+
+def test_class_weights_reach_the_head(run: tuple[Path, dict[str, object]], tmp_path: Path) -> None:
+    found = train_again(
+        run, "--head", "lda", "--class-weight", "balanced", "--prior", "uniform",
+        "--out", tmp_path / "a",
+    )  # fmt: skip
+    assert "equally frequent classes" in str(found["protocol"])
+    given = ("--class-weight", "red=2,green=0.5", "--out", tmp_path / "b")
+    train_again(run, "--head", "ridge", *given)
+    options = json.loads((tmp_path / "b" / "config.json").read_text())["head_options"]
+    assert options == {"class_weight": {"red": 2.0, "green": 0.5}}
+    refused = train_again(run, "--head", "lda", "--class-weight", "pink=2", code=2)
+    assert "names 'pink'" in str(refused["message"])
+    fly = ("--head", "linear", "--epochs", 1, "--on-the-fly", "--class-weight", "balanced")
+    assert train_again(run, *fly, "--out", tmp_path / "c")["head"] == "linear"
+
+
 def test_a_given_validation_part_calibrates(photos: Path, vit: Path, tmp_path: Path) -> None:
     lines = ["image_path,label,split"]
     for name in COLOURS:

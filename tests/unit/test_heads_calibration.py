@@ -9,6 +9,7 @@ from dinoprobe.errors import HeadError
 from dinoprobe.evaluation import evaluate, wilson
 from dinoprobe.heads import (
     KNNProbe,
+    LDAProbe,
     LogisticProbe,
     OutOfFold,
     PredictionSets,
@@ -134,12 +135,32 @@ def test_what_is_told_is_what_was_done():
     before = evaluate(judged.labels, judged.probabilities, head.classes_.tolist())
     assert found.error_before == before.expected_calibration_error
     after = evaluate(y[200:].tolist(), head.predict_proba(X[200:]), head.classes_.tolist())
-    told = calibration.tested(found, y[200:].tolist(), head.predict_proba(X[200:]), after)
+    told = calibration.tested(found, y[200:].tolist(), head.predict_proba(X[200:]), judged)
     uncalibrated = evaluate(y[200:].tolist(), plain, head.classes_.tolist())
     assert told.test_error_before == pytest.approx(
         uncalibrated.expected_calibration_error, abs=1e-5
     )
     assert told.test_error_after == after.expected_calibration_error
+
+
+def test_a_head_with_class_weights_is_judged_on_rows_as_they_come():
+    """Errors of its own probabilities would be those of the weights."""
+    X, y = noisy(900)
+    kept = np.flatnonzero((y != y[0]) | (np.arange(900) % 9 == 0))
+    X, y = X[kept], y[kept]
+    weighted = LDAProbe(class_weight="balanced", shrinkage=0.1, temperature=3.0)
+    judged = out_of_fold(weighted, X, y, np.arange(len(y)) % 5)
+    own = evaluate(judged.labels, judged.probabilities, judged.classes.tolist())
+    head = weighted.fit(X, y)
+    found = calibrate(head, judged)
+    assert found.temperature < 0.7
+    assert found.error_after < own.expected_calibration_error / 2
+    assert found.log_loss_after < found.log_loss_before < own.log_loss
+    assert judged.spread(50).class_weights is judged.class_weights
+    told = calibration.tested(found, y.tolist(), head.predict_proba(X), judged)
+    back = judged.as_they_come(head.predict_proba(X))
+    plain = evaluate(y.tolist(), back, judged.classes.tolist())
+    assert told.test_error_after == plain.expected_calibration_error
 
 
 def test_very_many_predictions_are_thinned_out(monkeypatch):

@@ -7,10 +7,17 @@ import pytest
 
 from dinoprobe.datasets import DataSettings
 from dinoprobe.encoder import EncoderSettings
-from dinoprobe.heads import LogisticProbe, at_temperature, fit_sets, out_of_fold
+from dinoprobe.errors import ConfigurationError
+from dinoprobe.heads import LDAProbe, LogisticProbe, at_temperature, fit_sets, out_of_fold
 from dinoprobe.train import TrainConfig
-from dinoprobe.train.config import wants_calibration, wants_sets
+from dinoprobe.train.config import (
+    check_head,
+    wants_calibration,
+    wants_sets,
+    wants_sets_per_class,
+)
 from dinoprobe.train.fit import _trusted
+from dinoprobe.train.prior import prior_shift
 
 
 def config(**options: object) -> TrainConfig:
@@ -53,6 +60,74 @@ def test_without_rows_to_judge_there_is_neither_and_a_sentence() -> None:
     assert "Neither calibrated nor with sets" in said[0]
 
 
+def long_tail(counts: tuple[int, ...], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    centers = np.random.default_rng(9).normal(size=(3, 6))
+    codes = np.repeat(np.arange(3), counts)
+    X = centers[codes] + np.random.default_rng(seed).normal(size=(len(codes), 6))
+    return X.astype(np.float32), np.array(["a", "b", "c"], dtype=object)[codes]
+
+
+@pytest.mark.parametrize("method", ["lac", "aps"])
+def test_sets_for_a_prior_hold_at_any_frequencies(method: str) -> None:
+    X, y = long_tail((600, 120, 60))
+    asked = config(head="lda", prior="uniform", sets=method)
+    head = LDAProbe(shrinkage=0.1, temperature=1).fit(X, y)
+    before = head.predict_proba(X)
+    judged = out_of_fold(LDAProbe(shrinkage=0.1, temperature=1), X, y, np.arange(len(y)) % 5)
+    shift = prior_shift("uniform", head, y)
+    assert shift is not None
+    _, sets = _trusted(asked, head, judged, print, shift)
+    np.testing.assert_array_equal(head.predict_proba(X), before)  # the caller applies it
+    shift.apply(head)
+    np.testing.assert_allclose(shift.back(head.predict_proba(X)), before, rtol=1e-5)
+    assert sets is not None
+    assert len(sets.thresholds) == 3
+    for counts in ((2000, 2000, 2000), (100, 300, 5000)):
+        queries, truth = long_tail(counts, seed=1)
+        members = sets.members(head.predict_proba(queries))
+        covered = members[np.arange(len(truth)), np.searchsorted(head.classes_, truth)]
+        assert 0.87 < covered.mean() < 0.96
+        assert members.mean() < 0.9  # not by taking every label
+
+
+def test_a_temperature_is_that_of_the_frequencies_as_they_come() -> None:
+    X, y = long_tail((600, 120, 60))
+    plain, shifted = (LogisticProbe(C=1e-3).fit(X, y) for _ in range(2))
+    judged = out_of_fold(LogisticProbe(C=1e-3), X, y, np.arange(len(y)) % 5)
+    shift = prior_shift({"a": 1, "b": 1, "c": 8}, shifted, y)
+    first, _ = _trusted(config(), plain, judged, print)
+    second, _ = _trusted(config(prior={"a": 1, "b": 1, "c": 8}), shifted, judged, print, shift)
+    assert first == second
+    assert shift is not None
+    assert shift.shares(shifted) == {"a": 0.1, "b": 0.1, "c": 0.8}
+
+
+def test_a_prior_makes_sets_cover_each_class() -> None:
+    assert wants_sets_per_class(config(prior="uniform"))
+    assert not wants_sets_per_class(config(prior="uniform", sets="none"))
+    assert not wants_sets_per_class(config())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prior": "even"}, "'even'; expected \"uniform\""),
+        ({"prior": {"a": 0.0}}, "prior of 'a' is 0.0"),
+        ({"prior": "uniform", "head": "sklearn:sklearn.svm.SVC"}, "Leave out --prior"),
+        ({"head": "prototype", "head_options": {"class_weight": "balanced"}}, "no option 'class_w"),
+        ({"head": "lda", "head_options": {"class_weight": {"a": -1.0}}}, "-1.0 for 'a'"),
+    ],
+)
+def test_priors_and_weights_that_can_not_be(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        check_head(config(**options))
+
+
+def test_class_weights_may_name_labels_that_are_not_known_yet() -> None:
+    for head in ("lda", "ridge", "linear", "knn"):
+        check_head(config(head=head, head_options={"class_weight": {"cat": 2.0}}))
+
+
 def test_who_gets_what() -> None:
     assert wants_calibration(config())
     assert not wants_calibration(config(calibrate=False))
@@ -64,9 +139,11 @@ def test_who_gets_what() -> None:
 
 
 def test_the_options_survive_their_file() -> None:
-    given = config(calibrate=False, sets="aps", coverage=0.8, sets_per_class=True)
+    given = config(
+        calibrate=False, sets="aps", coverage=0.8, sets_per_class=True, prior={"a": 0.5, "b": 0.5}
+    )
     assert TrainConfig.from_dict(given.to_dict()) == given
     older = given.to_dict()
-    for name in ("calibrate", "sets", "coverage", "sets_per_class"):
+    for name in ("calibrate", "sets", "coverage", "sets_per_class", "prior"):
         del older[name]
     assert TrainConfig.from_dict(older) == config()

@@ -218,3 +218,20 @@ def parse_value(text: str) -> Any:
         return json.loads(text, parse_constant=refuse)
     except json.JSONDecodeError:
         return text
+
+
+def parse_by_label(option: str, text: str | None, word: str) -> str | dict[str, float] | None:
+    """The word itself, or a number for each label from `LABEL=NUMBER,...`."""
+    if text is None or text == word:
+        return text
+    found: dict[str, float] = {}
+    for item in text.split(","):
+        label, separator, number = item.rpartition("=")
+        try:
+            found[label] = float(number)
+        except ValueError:
+            separator = ""
+        if not separator or not label:
+            msg = f"--{option} {text}: expected {word}, or LABEL=NUMBER,... such as cat=0.9,dog=0.1"
+            raise ConfigurationError(f"{msg}. Found {item!r} in it.")
+    return found

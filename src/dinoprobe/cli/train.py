@@ -41,6 +41,22 @@ def train(
             help="Any option of the head, such as C=0.1; repeatable.",
         ),
     ] = None,
+    class_weight: Annotated[
+        str | None,
+        typer.Option(
+            metavar="balanced|LABEL=WEIGHT,...",
+            rich_help_panel=_HEAD,
+            help="How much a row of each class counts in the fit.",
+        ),
+    ] = None,
+    prior: Annotated[
+        str | None,
+        typer.Option(
+            metavar="uniform|LABEL=SHARE,...",
+            rich_help_panel=_HEAD,
+            help="Class frequencies that probabilities are for (default: those of training).",
+        ),
+    ] = None,
     optimizer: Annotated[
         str | None, typer.Option(help="linear: adam, adamw or sgd.", rich_help_panel=_HEAD)
     ] = None,
@@ -155,6 +171,7 @@ def train(
                 "lr": lr,
                 "epochs": epochs,
                 "weight_decay": weight_decay,
+                "class_weight": options.parse_by_label("class-weight", class_weight, "balanced"),
             }
             settings = TrainConfig(
                 data=DataSettings(
@@ -189,6 +206,7 @@ def train(
                 sets=sets,
                 coverage=coverage,
                 sets_per_class=sets_per_class,
+                prior=options.parse_by_label("prior", prior, "uniform"),
                 seed=seed,
                 test_fraction=test_fraction,
                 batch_size=batch_size,

@@ -25,14 +25,15 @@ TEMPERATURES = (0.01, 100.0)
 def fit_temperature(judged: OutOfFold) -> float:
     """The temperature with the smallest log loss on out-of-fold predictions, within `TEMPERATURES`.
 
-    Raises HeadError without rows.
+    Rows count as often as their weights say. Raises HeadError without rows.
     """
     if not len(judged):
         raise HeadError(
             "There are no out-of-fold predictions to calibrate on; expected at least one. Add "
             "images, so that a class can train and validate, or leave calibration out."
         )
-    found = temperatures.fit_temperature(_logits(judged.probabilities), judged.codes)
+    logits = _logits(judged.probabilities)
+    found = temperatures.fit_temperature(logits, judged.codes, judged.weights)
     return float(np.clip(found, *TEMPERATURES))
 
 

@@ -17,6 +17,7 @@ from dinoprobe.heads.logistic import LogisticProbe
 from dinoprobe.heads.neighbors import KNNProbe
 from dinoprobe.heads.prototype import PrototypeProbe
 from dinoprobe.heads.ridge import RidgeProbe
+from dinoprobe.heads.weights import check_class_weight
 from dinoprobe.heads.wrapped import make_estimator, sklearn_probe
 
 if TYPE_CHECKING:
@@ -64,14 +65,18 @@ def check_options(head: ProbeBase) -> None:
     """Try the options of one of this package's heads on twelve rows.
 
     Raises ConfigurationError: a wrong type or range is found before hours of embedding, and not
-    after.
+    after. Class weights may name labels that these rows lack.
     """
     X = np.eye(12, 4) + np.arange(12)[:, None] / 7
     y = np.array(["a", "b"] * 6, dtype=object)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            clone(head).fit(X, y)
+            tried = clone(head)
+            if hasattr(tried, "class_weight"):
+                check_class_weight(tried.class_weight)
+                tried.set_params(class_weight=None)
+            tried.fit(X, y)
         except ConfigurationError:
             raise
         except (TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError) as error:

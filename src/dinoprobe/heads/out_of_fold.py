@@ -7,13 +7,15 @@ all read from the same predictions, so they cost these fits once.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.base import clone
 
 from dinoprobe.heads.folds import check_folds, split_folds
+from dinoprobe.heads.prior import under_prior
+from dinoprobe.heads.weights import class_weights
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -27,13 +29,16 @@ SMALLEST = float(np.finfo(np.float64).tiny)
 class OutOfFold:
     """Probabilities `(m, k)` of the rows `(m,)`, and their labels as codes `(m,)` of `classes`.
 
-    0 stands for a class that the rows of a fold's fit lack, and for nothing else.
+    0 stands for a class that the rows of a fold's fit lack, and for nothing else. `class_weights`
+    `(k,)` are those of the head, None where all are 1: its probabilities are for rows that are
+    weighted so.
     """
 
     classes: npt.NDArray[Any]
     rows: Codes
     codes: Codes
     probabilities: Float64s
+    class_weights: Float64s | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -48,7 +53,24 @@ class OutOfFold:
         if len(self) <= limit:
             return self
         kept = np.linspace(0, len(self) - 1, limit).astype(np.intp)
-        return OutOfFold(self.classes, self.rows[kept], self.codes[kept], self.probabilities[kept])
+        return replace(
+            self,
+            rows=self.rows[kept],
+            codes=self.codes[kept],
+            probabilities=self.probabilities[kept],
+        )
+
+    @property
+    def weights(self) -> Float64s | None:
+        """The weight of each row `(m,)`, None where all count once."""
+        return None if self.class_weights is None else self.class_weights[self.codes]
+
+    def as_they_come(self, probabilities: Float64s) -> Float64s:
+        """Probabilities `(n, k)` of such a head, for rows that are not weighted."""
+        if self.class_weights is None:
+            return probabilities
+        weights = self.class_weights
+        return under_prior(probabilities, weights, np.ones(len(weights)))
 
 
 def frozen_choice(head: ProbeBase) -> ProbeBase:
@@ -79,4 +101,6 @@ def out_of_fold(
         found = np.maximum(fitted.predict_proba(X[validation]), SMALLEST)
         probabilities[start : start + len(validation), columns] = found
         start += len(validation)
-    return OutOfFold(classes, rows, codes[rows], probabilities)
+    option = getattr(head, "class_weight", None)
+    weights = class_weights(codes, len(classes), option, classes=classes)
+    return OutOfFold(classes, rows, codes[rows], probabilities, weights)

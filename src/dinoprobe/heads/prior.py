@@ -21,13 +21,12 @@ from dinoprobe.heads.weights import class_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Literal
 
     import numpy.typing as npt
 
     from dinoprobe.heads.base import Float64s
 
-    Prior = Literal["uniform"] | Mapping[str, float]
+    Prior = str | Mapping[str, float]
 
 UNIFORM = "uniform"
 

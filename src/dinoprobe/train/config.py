@@ -8,20 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 from dinoprobe.datasets import DataSettings
 from dinoprobe.encoder import EncoderSettings
-from dinoprobe.errors import ConfigurationError
+from dinoprobe.errors import ConfigurationError, HeadError
 from dinoprobe.heads import (
+    KNNProbe,
     LinearBase,
     LinearProbe,
     SklearnProbe,
     check_options,
     check_sets,
     head_from_name,
+    prior_shares,
 )
 from dinoprobe.preprocess import Augmentation
 from dinoprobe.run import absolute
 
 if TYPE_CHECKING:
     from dinoprobe.encoder import Encoder
+    from dinoprobe.heads import ProbeBase
 
 AUGMENTATIONS = {
     "crop+flip": Augmentation(),
@@ -43,7 +46,9 @@ class TrainConfig:
     augmented as `augment` says (one of AUGMENTATIONS), the encoder inside the loop. `calibrate`
     fits a temperature out of fold; None does so for the heads of CALIBRATED_HEADS. `sets` is the
     method of prediction sets ("lac", "aps", or "none"), `coverage` the share of images whose label
-    they hold, of each class with `sets_per_class`. `store` is a
+    they hold, of each class with `sets_per_class`. `prior` are the class frequencies that
+    probabilities are for: None as in training, "uniform", or a share for each label; sets are then
+    per class, for only these hold at any frequencies. `store` is a
     place for features, None for the default.
     """
 
@@ -57,6 +62,7 @@ class TrainConfig:
     sets: str = "lac"
     coverage: float = 0.9
     sets_per_class: bool = False
+    prior: str | dict[str, float] | None = None
     seed: int = 0
     test_fraction: float = 0.2
     batch_size: int | None = None
@@ -97,6 +103,7 @@ def _check_types(config: TrainConfig) -> None:
         "sets": (str,),
         "coverage": (float,),
         "sets_per_class": (bool,),
+        "prior": (str, dict, NoneType),
         "bundle_encoder": (bool,),
         "store": (str, NoneType),
     }
@@ -138,6 +145,7 @@ def resolved(config: TrainConfig, encoder: Encoder) -> TrainConfig:
             config.encoder, name=encoder.name, pooling=encoder.pooling, **_precision(encoder)
         ),
         calibrate=wants_calibration(config),
+        sets_per_class=wants_sets_per_class(config),
         store=config.store and absolute(config.store),
     )
 
@@ -168,10 +176,28 @@ def check_head(config: TrainConfig) -> None:
         how = "trained on the fly" if config.on_the_fly else "without logits"
         msg = f"head '{config.head}', {how}, can not be calibrated. Leave out --calibrate."
         raise ConfigurationError(msg)
+    if config.prior is not None:
+        _check_prior(config, head)
     if config.sets != NO_SETS:
         check_sets(config.sets, config.coverage)
     if not isinstance(head, SklearnProbe):
         check_options(head)
+
+
+def _check_prior(config: TrainConfig, head: ProbeBase) -> None:
+    if not isinstance(head, LinearBase | KNNProbe):
+        msg = f"head '{config.head}' has no bias that could take a prior. Leave out --prior."
+        raise ConfigurationError(msg)
+    try:
+        prior = config.prior or ""
+        prior_shares(prior, list(prior) if isinstance(prior, dict) else ["any"])
+    except HeadError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+def wants_sets_per_class(config: TrainConfig) -> bool:
+    """Whether each class is covered: asked for, or where the frequencies are not those of rows."""
+    return config.sets_per_class or (config.prior is not None and config.sets != NO_SETS)
 
 
 def wants_calibration(config: TrainConfig) -> bool:

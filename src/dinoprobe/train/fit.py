@@ -29,7 +29,9 @@ from dinoprobe.train.config import (
     head_options,
     wants_calibration,
     wants_sets,
+    wants_sets_per_class,
 )
+from dinoprobe.train.prior import prior_in_words, prior_shift
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from dinoprobe.heads import OutOfFold, PredictionSets, ProbeBase
     from dinoprobe.partition import Partition
     from dinoprobe.preprocess import Augmentation
+    from dinoprobe.train.prior import Shift
     from dinoprobe.types import Dataset, Failure, Features
 
 
@@ -54,6 +57,8 @@ class Fit:
     suspects: list[Suspect]
     calibration: Calibration | None
     sets: PredictionSets | None
+    judged: OutOfFold
+    shift: Shift | None
 
 
 def fit(
@@ -82,19 +87,28 @@ def fit(
     suspects = suspicious_labels(audited, training.keys)
     judged = audited
     calibration, sets = None, None
+    shift = prior_shift(config.prior, fitted, training.y)
     if wants_calibration(config) or wants_sets(config):
         if "val" in kept:
             judged = out_of_fold(choice, training.X, training.y, folds)
-        calibration, sets = _trusted(config, fitted, judged, say)
-    return Fit(fitted, events, failures, suspects, calibration, sets)
+        calibration, sets = _trusted(config, fitted, judged, say, shift)
+    if shift is not None:
+        shift.apply(fitted)
+    return Fit(fitted, events, failures, suspects, calibration, sets, judged, shift)
 
 
 def _trusted(
-    config: TrainConfig, head: ProbeBase, judged: OutOfFold, say: Callable[[str], None]
+    config: TrainConfig,
+    head: ProbeBase,
+    judged: OutOfFold,
+    say: Callable[[str], None],
+    shift: Shift | None = None,
 ) -> tuple[Calibration | None, PredictionSets | None]:
     """Calibrate the head, and take the thresholds of its sets from the same predictions.
 
-    Neither where no class has rows to train and to validate.
+    The temperature comes before a shift to other class frequencies, as rows come; the thresholds
+    after it, for the probabilities that are given. Neither where no class has rows to train and to
+    validate.
     """
     calibration = None
     if not len(judged):
@@ -106,8 +120,11 @@ def _trusted(
         judged = replace(judged, probabilities=scaled)
     if not wants_sets(config):
         return calibration, None
+    if shift is not None:
+        judged = replace(judged, probabilities=shift.probabilities(judged.probabilities))
+    per_class = wants_sets_per_class(config)
     return calibration, fit_sets(
-        judged, method=config.sets, coverage=config.coverage, per_class=config.sets_per_class
+        judged, method=config.sets, coverage=config.coverage, per_class=per_class
     )
 
 
@@ -215,6 +232,8 @@ def protocol(config: TrainConfig, parts: Partition, head: ProbeBase) -> str:
     how = _how(selection, " ".join(names.get(name, name) for name in head.selects[:1]))
     if config.on_the_fly:
         how = f"trained on images augmented by {config.augment}"
+    if config.prior is not None:
+        how += f"; probabilities for {prior_in_words(config.prior)}"
     if "val" in parts.splits:
         how = how.replace("1 given fold", "the validation part")
     split = "given split" if parts.given else f"split made by seed {config.seed}"

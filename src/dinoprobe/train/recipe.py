@@ -12,7 +12,9 @@ from dinoprobe.datasets import write_split
 from dinoprobe.encoder import open_encoder
 from dinoprobe.engine import embed
 from dinoprobe.files import write_json
+from dinoprobe.heads import prior_shares
 from dinoprobe.outcome import (
+    PRIOR_NOTE,
     Context,
     Outcome,
     count_parts,
@@ -77,6 +79,8 @@ def train(
     check_head(config)
     dataset = config.data.open()
     check_labels(dataset)
+    if config.prior is not None:
+        prior_shares(config.prior, dataset.classes)
     say(f"{len(dataset):,} images of {len(dataset.classes):,} classes in {dataset.uri}")
     int8 = int8_for(
         dataset, config.encoder, say=say, progress=progress, transfer=transfer, seed=config.seed
@@ -96,6 +100,7 @@ def train(
         say(note)
     training = features.select(parts.rows("train", "val"))
     fitted = fit(config, encoder, dataset, training, parts, say)
+    prior_notes = [PRIOR_NOTE] if fitted.shift else []
     classifier = ImageClassifier(
         encoder,
         fitted.head,
@@ -111,7 +116,7 @@ def train(
         n_train=len(training),
         counts=count_parts(features.y.tolist(), parts.splits),
         failures=merged_failures(features.failures, fitted.failures),
-        notes=notes,
+        notes=(*notes, *prior_notes),
         events=fitted.events,
         baseline=baseline,
         suspects=fitted.suspects,
@@ -119,23 +124,29 @@ def train(
     test = features.select(parts.rows("test"))
     outcome = judge(classifier, test)
     if fitted.calibration is not None:
-        calibration = _tested(fitted.calibration, classifier, test, outcome)
+        calibration = _tested(fitted, fitted.calibration, classifier, test)
         context = replace(context, calibration=calibration)
     return _save(resolved(config, encoder), classifier, embedding, parts, fitted, context, outcome)
 
 
 def _tested(
-    calibration: Calibration, classifier: ImageClassifier, test: Features, outcome: Outcome
+    fitted: Fit, calibration: Calibration, classifier: ImageClassifier, test: Features
 ) -> Calibration:
+    """Errors on the test part, at the class frequencies that it has."""
     labels = [str(label) for label in test.y]
-    return tested(calibration, labels, classifier.predict_features(test.X), outcome.evaluation)
+    probabilities = classifier.predict_features(test.X)
+    if fitted.shift is not None:
+        probabilities = fitted.shift.back(probabilities)
+    return tested(calibration, labels, probabilities, fitted.judged)
 
 
 def _training(
     config: TrainConfig, training: Features, parts: Partition, fitted: Fit
 ) -> dict[str, Any]:
     labels = [str(label) for label in training.y]
+    prior = {} if fitted.shift is None else {"prior": fitted.shift.shares(fitted.head)}
     return {
+        **prior,
         "digest": training_digest(training.keys, training.hashes, labels),
         "n": len(training),
         "head": {"name": config.head, **chosen(fitted.head)},
@@ -207,6 +218,7 @@ def _summary(
         **outcome_summary(SCHEMA, run, classifier, outcome, context),
         "head": config.head,
         "calibration": context.calibration and context.calibration.to_dict(),
+        "prior": classifier.training.get("prior"),
         "backend": classifier.encoder.backend,
         "precision": classifier.encoder.precision,
         "embedded": embedding.embedded,
