@@ -1,40 +1,42 @@
 """Whether probabilities and prediction sets keep what they promise, in figures.
 
-How far probabilities are from the share that is right, before and after a temperature; how often a
+How far probabilities are from the share that is right, before and after a scaling; how often a
 set holds the label, and how many labels that takes.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from dinoprobe.evaluation import evaluate, wilson
-from dinoprobe.heads import apply_temperature, at_temperature, fit_temperature
+from dinoprobe.heads import fit_scaling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dinoprobe.evaluation import Interval
-    from dinoprobe.heads import OutOfFold, PredictionSets, ProbeBase
+    from dinoprobe.heads import OutOfFold, PredictionSets, ProbeBase, Scaling
     from dinoprobe.heads.base import Float64s
 
 
 JUDGED_VALUES = 1 << 26
-"""At most so many probabilities (rows times classes), half a gigabyte, fit the temperature."""
+"""At most so many probabilities (rows times classes), half a gigabyte, fit the scaling."""
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What a temperature did. Errors are expected calibration errors, as in `Evaluation`.
+    """What a scaling did. Errors are expected calibration errors, as in `Evaluation`.
 
-    Those before and after are over `n` out-of-fold predictions, on which the temperature itself was
-    fitted; those of the test part are None until `tested`. Of a head with class weights, they are
-    errors of its probabilities brought back to rows as they come.
+    Those before and after are over `n` out-of-fold predictions, on which the scaling itself was
+    fitted, and of which `changed` have another answer now; those of the test part are None until
+    `tested`. Of a head with class weights, they are errors of its probabilities brought back to
+    rows as they come.
     """
 
-    temperature: float
+    scaling: Scaling
     n: int
+    changed: int
     error_before: float
     error_after: float
     log_loss_before: float
@@ -42,14 +44,20 @@ class Calibration:
     test_error_before: float | None = None
     test_error_after: float | None = None
 
+    @property
+    def temperature(self) -> float:
+        """What logits were divided by; vector scaling starts from it."""
+        return self.scaling.temperature
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""
-        return asdict(self)
+        values = {item.name: getattr(self, item.name) for item in fields(self)[1:]}
+        return {"method": self.scaling.method, "temperature": self.temperature, **values}
 
     def __str__(self) -> str:
         before, after = _percent(self.error_before), _percent(self.error_after)
         sentence = (
-            f"Calibrated by temperature {self.temperature:.3g}: calibration error {before} before "
+            f"Calibrated by {self._how()}: calibration error {before} before "
             f"and {after} after on {self.n:,} out-of-fold predictions"
         )
         if self.test_error_before is None or self.test_error_after is None:
@@ -57,22 +65,32 @@ class Calibration:
         before, after = _percent(self.test_error_before), _percent(self.test_error_after)
         return f"{sentence}, {before} and {after} on the test part."
 
+    def _how(self) -> str:
+        if self.scaling.method == "temperature":
+            return f"temperature {self.temperature:.3g}"
+        return (
+            f"a factor and a bias for each class (around temperature {self.temperature:.3g}; "
+            f"{self.changed:,} answers changed)"
+        )
 
-def calibrate(head: ProbeBase, judged: OutOfFold) -> Calibration:
-    """Fit a temperature on out-of-fold predictions of `head`, and fold it into the head.
+
+def calibrate(head: ProbeBase, judged: OutOfFold, method: str = "temperature") -> Calibration:
+    """Fit a scaling on out-of-fold predictions of `head`, and fold it into the head.
 
     Raises HeadError without predictions, and for a head without logits.
     """
     judged = judged.spread(max(1, JUDGED_VALUES // len(judged.classes)))
-    temperature = fit_temperature(judged)
-    apply_temperature(head, temperature)
+    scaling = fit_scaling(judged, method)
+    scaling.fold_into(head)
     classes = [str(name) for name in judged.classes]
     before = evaluate(judged.labels, judged.as_they_come(judged.probabilities), classes)
-    scaled = at_temperature(judged.probabilities, temperature)
+    scaled = scaling.apply(judged.probabilities)
     after = evaluate(judged.labels, judged.as_they_come(scaled), classes)
+    changed = scaled.argmax(axis=1) != judged.probabilities.argmax(axis=1)
     return Calibration(
-        temperature=temperature,
+        scaling=scaling,
         n=len(judged),
+        changed=int(changed.sum()),
         error_before=before.expected_calibration_error,
         error_after=after.expected_calibration_error,
         log_loss_before=before.log_loss,
@@ -91,7 +109,7 @@ def tested(
     `probabilities` `(n, k)` are those of the calibrated head, `judged` what it was calibrated on.
     """
     classes = [str(name) for name in judged.classes]
-    uncalibrated = at_temperature(probabilities, 1 / calibration.temperature)
+    uncalibrated = calibration.scaling.undo(probabilities)
     before = evaluate(labels, judged.as_they_come(uncalibrated), classes)
     after = evaluate(labels, judged.as_they_come(probabilities), classes)
     return replace(

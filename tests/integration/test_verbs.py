@@ -460,12 +460,12 @@ def test_a_logistic_head_is_calibrated_and_says_so(
     evaluation = json.loads((path / "evaluation.json").read_text())
     assert evaluation["calibration"] == calibration
     assert evaluation["expected_calibration_error"] == calibration["test_error_after"]  # type: ignore[index]
-    assert json.loads((path / "config.json").read_text())["calibrate"] is True
+    assert json.loads((path / "config.json").read_text())["calibrate"] == "temperature"
     assert "Calibrated by temperature" in (path / "report.html").read_text()
     head = json.loads((path / "classifier" / "config.json").read_text())["training"]["head"]
     assert head["temperature"] == calibration["temperature"]  # type: ignore[index]
 
-    plain = train_again(run, "--no-calibrate", "--out", tmp_path / "plain")
+    plain = train_again(run, "--calibrate", "none", "--out", tmp_path / "plain")
     assert plain["calibration"] is None
     assert plain["accuracy"] == found["accuracy"]
     before = json.loads((tmp_path / "plain" / "evaluation.json").read_text())
@@ -486,12 +486,17 @@ def test_other_heads_are_calibrated_where_that_is_asked_for_and_possible(
 ) -> None:
     linear = ("--head", "linear", "--epochs", 2)
     assert train_again(run, *linear, "--out", tmp_path / "a")["calibration"] is None
-    found = train_again(run, *linear, "--calibrate", "--out", tmp_path / "b")
+    found = train_again(run, *linear, "--calibrate", "vector", "--out", tmp_path / "b")
+    assert found["calibration"]["method"] == "vector"
+    told = (tmp_path / "b" / "report.html").read_text()
+    assert "Calibrated by a factor and a bias for each class" in told
     assert found["calibration"]["log_loss_after"] < found["calibration"]["log_loss_before"]
-    refused = train_again(run, "--head", "knn", "--calibrate", code=2)
+    refused = train_again(run, "--head", "knn", "--calibrate", "temperature", code=2)
     assert "can not be calibrated" in str(refused["message"])
-    refused = train_again(run, *linear, "--on-the-fly", "--calibrate", code=2)
+    refused = train_again(run, *linear, "--on-the-fly", "--calibrate", "vector", code=2)
     assert "trained on the fly" in str(refused["message"])
+    refused = train_again(run, "--calibrate", "platt", code=2)
+    assert "expected one of auto, temperature, vector, none" in str(refused["message"])
 
 
 def test_probabilities_for_other_class_frequencies(

@@ -13,8 +13,10 @@ from dinoprobe.heads import (
     LogisticProbe,
     OutOfFold,
     PredictionSets,
+    Scaling,
     apply_temperature,
     at_temperature,
+    fit_scaling,
     fit_temperature,
     from_state,
     out_of_fold,
@@ -172,13 +174,13 @@ def test_very_many_predictions_are_thinned_out(monkeypatch):
 
 
 def test_the_sentence():
-    found = Calibration(0.5361, 1200, 0.141, 0.0147, 0.3, 0.2)
+    found = Calibration(Scaling(0.5361), 1200, 0, 0.141, 0.0147, 0.3, 0.2)
     start = (
         "Calibrated by temperature 0.536: calibration error 14.1 % before and 1.5 % after on 1,200 "
         "out-of-fold predictions"
     )
     assert str(found) == f"{start}."
-    found = Calibration(0.5361, 1200, 0.141, 0.0147, 0.3, 0.2, 0.114, 0.0)
+    found = Calibration(Scaling(0.5361), 1200, 0, 0.141, 0.0147, 0.3, 0.2, 0.114, 0.0)
     assert str(found) == f"{start}, 11.4 % and 0.0 % on the test part."
 
 
@@ -193,3 +195,85 @@ def test_figures_of_sets_by_hand():
     assert found.to_dict()["covered_interval"] == list(wilson(2, 4))
     each = PredictionSets("lac", 0.9, (0.7, 0.1, 0.1), 50)
     assert calibration.judge_sets(each, ["a"], P[:1], ["a", "b", "c"]).per_class
+
+
+def tilted(n=3000, k=4, seed=0):
+    """Rows of which one class is shown with half its logit and another one too probable."""
+    rows = drawn(n, k, seed=seed)
+    logits = np.log(rows.probabilities)
+    logits -= logits.mean(axis=1, keepdims=True)
+    return judged_of(softmax(logits * [0.5, 1, 1, 1] + [0, 1.5, 0, 0]), rows.codes)
+
+
+def test_vector_scaling_mends_what_one_temperature_can_not():
+    known, fresh = tilted(seed=0), tilted(seed=1)
+    losses = {}
+    for method in ("temperature", "vector"):
+        scaled = fit_scaling(known, method).apply(fresh.probabilities)
+        losses[method] = -np.log(scaled[np.arange(len(fresh)), fresh.codes]).mean()
+    right = drawn(3000, 4, seed=1)
+    best = -np.log(right.probabilities[np.arange(3000), right.codes]).mean()
+    assert losses["vector"] < best + 0.03
+    assert losses["temperature"] > best + 0.1
+
+
+def test_vector_scaling_stays_at_the_temperature_where_rows_are_few():
+    judged = drawn(6, 5, temperature=2.0)
+    found = fit_scaling(judged, "vector")
+    assert found.temperature == fit_temperature(judged)
+    assert np.abs(np.array(found.factors) - 1).max() < 0.25
+    assert np.abs(found.biases).max() < 0.25
+
+
+def test_its_slope_is_0_where_it_ends():
+    from dinoprobe.heads import scaling
+
+    judged = tilted(200)
+    found = fit_scaling(judged, "vector")
+
+    def penalised(factors, biases):
+        scaled = scaling.Scaling(found.temperature, tuple(factors), tuple(biases))
+        own = scaled.apply(judged.probabilities)[np.arange(200), judged.codes]
+        size = np.square(np.array(factors) - 1).sum() + np.square(biases).sum()
+        return scaling.PRIOR_ROWS / 2 * size - np.log(own).sum()
+
+    least = penalised(found.factors, found.biases)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        step = 0.03 * rng.normal(size=(2, 4))
+        assert penalised(found.factors + step[0], found.biases + step[1]) > least
+
+
+def test_a_linear_head_takes_vector_scaling_into_its_weights():
+    X, y = noisy()
+    head = LogisticProbe(C=1.0).fit(X, y)
+    before = head.predict_proba(X)
+    scaling = Scaling(0.7, (0.5, 1.0, 1.4), (0.3, 0.0, -2.0))
+    scaling.fold_into(head)
+    np.testing.assert_allclose(head.predict_proba(X), scaling.apply(before), atol=1e-5)
+    np.testing.assert_allclose(scaling.undo(scaling.apply(before)), before, atol=1e-9)
+    assert (head.predict_proba(X).argmax(axis=1) != before.argmax(axis=1)).any()
+    with pytest.raises(HeadError, match="KNNProbe has no weight and bias"):
+        scaling.fold_into(KNNProbe().fit(*noisy()))
+
+
+def test_vector_scaling_with_a_class_that_a_fold_lacks():
+    judged = drawn(60, 4)
+    wider = np.concatenate([judged.probabilities, np.zeros((60, 1))], axis=1)
+    found = fit_scaling(judged_of(wider, judged.codes), "vector")
+    assert np.isfinite(found.factors).all()
+    assert (found.factors[-1], found.biases[-1]) == (1.0, 0.0)
+    assert (found.apply(wider)[:, -1] == 0).all()
+
+
+def test_answers_that_vector_scaling_changes_are_counted():
+    X, y = noisy(300)
+    judged = out_of_fold(LogisticProbe(C=1e-3), X, y, np.arange(300) // 60)
+    head = LogisticProbe(C=1e-3).fit(X, y)
+    found = calibrate(head, judged, "vector")
+    scaled = found.scaling.apply(judged.probabilities)
+    assert found.changed == (scaled.argmax(axis=1) != judged.probabilities.argmax(axis=1)).sum()
+    assert found.changed > 0
+    assert f"{found.changed} answers changed)" in str(found)
+    assert (found.to_dict()["method"], found.to_dict()["changed"]) == ("vector", found.changed)
+    assert calibrate(LogisticProbe(C=1e-3).fit(X, y), judged).changed == 0

@@ -187,14 +187,15 @@ def large(n=24_000, d=400, k=7, seed=0):
 
 
 class TestLargeProblems:
-    def test_coarse_and_exact_products_find_the_same_minimum(self):
+    def test_coarse_and_exact_products_find_the_same_minimum(self, monkeypatch):
         """The path's objective within 1e-4 of the float64 minimum, the final one within 1e-7."""
         X, codes = large()
         assert X.size * 7 > SMALL_WORK
         problem = prepare(X, codes, 7)
         path = solve_path(problem, [1e-3, 1e-2, 1e-1], tol=1e-4, max_iter=200)
         exact = solve(problem, 1e-1, tol=1e-8, max_iter=500)
-        wide = prepare(X.astype(np.float64), codes, 7, small_work=7 * X.size)
+        monkeypatch.setattr("dinoprobe.heads.solver.SMALL_WORK", 7 * X.size)
+        wide = prepare(X.astype(np.float64), codes, 7)
         best = solve(wide, 1e-1, tol=1e-12, max_iter=1000)
         least = objective(X, codes, 1e-1, wide, best)
         assert exact.converged

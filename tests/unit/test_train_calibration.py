@@ -44,7 +44,7 @@ def test_thresholds_are_those_of_calibrated_probabilities() -> None:
     own = np.sort(1 - scaled[np.arange(150), judged.codes])
     assert sets is not None
     assert sets.thresholds == (pytest.approx(own[135]),)
-    _, plain = _trusted(config(calibrate=False), LogisticProbe(C=1e-3).fit(X, y), judged, print)
+    _, plain = _trusted(config(calibrate="none"), LogisticProbe(C=1e-3).fit(X, y), judged, print)
     assert plain == fit_sets(judged)
     assert plain.thresholds != sets.thresholds
 
@@ -130,9 +130,9 @@ def test_class_weights_may_name_labels_that_are_not_known_yet() -> None:
 
 def test_who_gets_what() -> None:
     assert wants_calibration(config())
-    assert not wants_calibration(config(calibrate=False))
+    assert not wants_calibration(config(calibrate="none"))
     assert not wants_calibration(config(head="linear"))
-    assert wants_calibration(config(head="linear", calibrate=True))
+    assert wants_calibration(config(head="linear", calibrate="vector"))
     assert wants_sets(config(head="knn"))
     assert not wants_sets(config(sets="none"))
     assert not wants_sets(config(head="linear", on_the_fly=True))
@@ -140,7 +140,11 @@ def test_who_gets_what() -> None:
 
 def test_the_options_survive_their_file() -> None:
     given = config(
-        calibrate=False, sets="aps", coverage=0.8, sets_per_class=True, prior={"a": 0.5, "b": 0.5}
+        calibrate="vector",
+        sets="aps",
+        coverage=0.8,
+        sets_per_class=True,
+        prior={"a": 0.5, "b": 0.5},
     )
     assert TrainConfig.from_dict(given.to_dict()) == given
     older = given.to_dict()

@@ -84,14 +84,13 @@ def train(
         ),
     ] = "crop+flip",
     calibrate: Annotated[
-        bool | None,
+        str,
         typer.Option(
-            "--calibrate/--no-calibrate",
-            show_default=False,
             rich_help_panel=_HEAD,
-            help="Fit a temperature out of fold (default: for logistic).",
+            help="Probabilities: temperature, vector (a factor and a bias for each class) or none; "
+            "auto: temperature for logistic.",
         ),
-    ] = None,
+    ] = "auto",
     sets: Annotated[
         str,
         typer.Option(help="Prediction sets: lac (smallest), aps or none.", rich_help_panel=_HEAD),

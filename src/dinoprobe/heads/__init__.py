@@ -22,11 +22,14 @@ from dinoprobe.heads.prior import (
 )
 from dinoprobe.heads.prototype import PrototypeProbe
 from dinoprobe.heads.ridge import RidgeProbe
+from dinoprobe.heads.scaling import METHODS as CALIBRATION_METHODS
+from dinoprobe.heads.scaling import Scaling, fit_scaling
 from dinoprobe.heads.search import Candidate, Judged, search
 from dinoprobe.heads.state import from_state, to_state
 from dinoprobe.heads.wrapped import SklearnProbe, sklearn_probe, with_random_state
 
 __all__ = [
+    "CALIBRATION_METHODS",
     "SET_METHODS",
     "Candidate",
     "Head",
@@ -42,6 +45,7 @@ __all__ = [
     "ProbeBase",
     "PrototypeProbe",
     "RidgeProbe",
+    "Scaling",
     "SklearnProbe",
     "apply_prior",
     "apply_temperature",
@@ -50,6 +54,7 @@ __all__ = [
     "check_sets",
     "class_prior",
     "estimate_prior",
+    "fit_scaling",
     "fit_sets",
     "fit_temperature",
     "from_state",

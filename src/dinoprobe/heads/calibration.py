@@ -42,6 +42,14 @@ def at_temperature(probabilities: Float64s, temperature: float) -> Float64s:
     return softmax(_logits(probabilities) / temperature)
 
 
+def centred_logits(probabilities: Float64s) -> Float64s:
+    """Logits `(n, k)` whose mean over the classes is 0, as far as these have any probability."""
+    logits = _logits(probabilities)
+    present = np.isfinite(logits)
+    sums = np.where(present, logits, 0).sum(axis=1, keepdims=True)
+    return np.asarray(logits - sums / present.sum(axis=1, keepdims=True))
+
+
 def _logits(probabilities: Float64s) -> Float64s:
     """Their logarithms; minus infinity for 0."""
     with np.errstate(divide="ignore"):
@@ -53,11 +61,17 @@ def apply_temperature(head: ProbeBase, temperature: float) -> None:
 
     Raises HeadError for a head without logits.
     """
+    linear = require_linear(head)
+    weight, intercept = linear.coef_.astype(np.float64), linear.intercept_.astype(np.float64)
+    reached = linear.temperature_ * temperature
+    linear.set_linear(weight / temperature, intercept / temperature, temperature=reached)
+
+
+def require_linear(head: ProbeBase) -> LinearBase:
+    """The head; HeadError where it has no weight and bias."""
     if not isinstance(head, LinearBase):
         raise HeadError(
             f"{type(head).__name__} has no weight and bias that could take a temperature; expected "
             f"a linear head, such as LogisticProbe. Leave calibration out."
         )
-    weight, intercept = head.coef_.astype(np.float64), head.intercept_.astype(np.float64)
-    reached = head.temperature_ * temperature
-    head.set_linear(weight / temperature, intercept / temperature, temperature=reached)
+    return head

@@ -50,9 +50,9 @@ class LogisticProbe(LinearBase):
     """L2-penalised multinomial logistic regression, fitted to convergence.
 
     Minimises mean cross-entropy + |W|² / (2 C n) over features that are standardised inside (as
-    they come with `standardize=False`), the intercept unpenalised; W has one row for each class, also for two classes, where C counts twice
-    as much as in `sklearn.linear_model.LogisticRegression`. With weights the mean is weighted, and
-    n their sum. `C` skips the selection. `Cs` None are 12 half decades from 1e-4 to 31.6. `tol` is
+    they come with `standardize=False`), the intercept unpenalised; W has one row for each class,
+    also for two classes, where C counts twice as much as in scikit-learn's `LogisticRegression`.
+    With weights the mean is weighted, and n their sum. `C` skips the selection. `Cs` None are 12 half decades from 1e-4 to 31.6. `tol` is
     the decrease, as a share of the objective, that a quadratic model still sees where the fit ends.
     `device` is where the products run ("cpu", "cuda"); bfloat16 is used on the way, not in the end.
 
@@ -66,7 +66,7 @@ class LogisticProbe(LinearBase):
 
     selects = ("C",)
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a choice of the user's
         self,
         Cs: Sequence[float] | None = None,
         *,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from dinoprobe.heads.base import Codes, Float64s, ProbeBase
+    from dinoprobe.heads.base import ProbeBase
 
 SMALLEST = 1e-15
 
@@ -120,7 +120,8 @@ def _compared(found: Sequence[Judged]) -> list[Judged]:
         [j.out_of_fold.probabilities.argmax(axis=1) == j.out_of_fold.codes for j in found]
     )
     accuracy = np.array([judged.accuracy for judged in found])
-    best = int(np.lexsort(([judged.log_loss for judged in found], -accuracy))[0])
+    losses = np.array([judged.log_loss for judged in found])
+    best = int(np.lexsort((losses, -accuracy))[0])
     errors = standard_errors(accuracy, best, correct.shape[1], correct)
     return [
         Judged(

@@ -124,7 +124,6 @@ def prepare(
     standardize: bool = True,
     device: str = "cpu",
     threads: int | None = None,
-    small_work: int = SMALL_WORK,
 ) -> Problem:
     """The problem of these rows of X (all without `rows`), with the codes and weights of them.
 
@@ -138,7 +137,7 @@ def prepare(
     scale = scale if standardize else np.ones_like(scale)
     source = Standardized(X, rows, mean, scale)
     wide = len(rows) < d
-    small = len(rows) * min(d, len(rows)) * class_count <= small_work
+    small = len(rows) * min(d, len(rows)) * class_count <= SMALL_WORK
     coarse = torch.float32 if wide else coarse_dtype(place)
     dtype = torch.float64 if small else coarse
     points = torch.float64 if small else torch.float32

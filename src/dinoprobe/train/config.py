@@ -10,6 +10,7 @@ from dinoprobe.datasets import DataSettings
 from dinoprobe.encoder import EncoderSettings
 from dinoprobe.errors import ConfigurationError, HeadError
 from dinoprobe.heads import (
+    CALIBRATION_METHODS,
     KNNProbe,
     LinearBase,
     LinearProbe,
@@ -34,6 +35,7 @@ AUGMENTATIONS = {
 }
 DEFAULT_AUGMENTATION = "crop+flip"
 CALIBRATED_HEADS = ("logistic",)
+CALIBRATIONS = ("auto", *CALIBRATION_METHODS, "none")
 NO_SETS = "none"
 CONFIG_SCHEMA = "dinoprobe.config/1"
 
@@ -43,13 +45,13 @@ class TrainConfig:
     """Every option of `dinoprobe train`, resolved; config.json of a run holds it.
 
     `head_options` go to the head's constructor. `on_the_fly` trains the linear head on images
-    augmented as `augment` says (one of AUGMENTATIONS), the encoder inside the loop. `calibrate`
-    fits a temperature out of fold; None does so for the heads of CALIBRATED_HEADS. `sets` is the
-    method of prediction sets ("lac", "aps", or "none"), `coverage` the share of images whose label
-    they hold, of each class with `sets_per_class`. `prior` are the class frequencies that
+    augmented as `augment` says (one of AUGMENTATIONS), the encoder inside the loop. `calibrate` is
+    one of CALIBRATIONS, fitted out of fold; "auto" is a temperature for CALIBRATED_HEADS. `sets` is
+    the method of prediction sets ("lac", "aps", or "none"), `coverage` the share of images whose
+    label they hold, of each class with `sets_per_class`. `prior` are the class frequencies that
     probabilities are for: None as in training, "uniform", or a share for each label; sets are then
-    per class, for only these hold at any frequencies. `store` is a
-    place for features, None for the default.
+    per class, for only these hold at any frequencies. `store` is a place for features, None for
+    the default.
     """
 
     data: DataSettings
@@ -58,7 +60,7 @@ class TrainConfig:
     head_options: dict[str, Any] = field(default_factory=dict)
     on_the_fly: bool = False
     augment: str = DEFAULT_AUGMENTATION
-    calibrate: bool | None = None
+    calibrate: str = "auto"
     sets: str = "lac"
     coverage: float = 0.9
     sets_per_class: bool = False
@@ -99,7 +101,7 @@ def _check_types(config: TrainConfig) -> None:
         "test_fraction": (float,),
         "batch_size": (int, NoneType),
         "on_the_fly": (bool,),
-        "calibrate": (bool, NoneType),
+        "calibrate": (str,),
         "sets": (str,),
         "coverage": (float,),
         "sets_per_class": (bool,),
@@ -144,7 +146,7 @@ def resolved(config: TrainConfig, encoder: Encoder) -> TrainConfig:
         encoder=replace(
             config.encoder, name=encoder.name, pooling=encoder.pooling, **_precision(encoder)
         ),
-        calibrate=wants_calibration(config),
+        calibrate=calibration_method(config),
         sets_per_class=wants_sets_per_class(config),
         store=config.store and absolute(config.store),
     )
@@ -172,7 +174,11 @@ def check_head(config: TrainConfig) -> None:
     if config.on_the_fly and isinstance(head, LinearProbe) and head.standardize:
         msg = "standardize needs all features at once, which on-the-fly training never has."
         raise ConfigurationError(msg)
-    if config.calibrate and (config.on_the_fly or not isinstance(head, LinearBase)):
+    if config.calibrate not in CALIBRATIONS:
+        msg = f"calibrate is '{config.calibrate}', expected one of {', '.join(CALIBRATIONS)}."
+        raise ConfigurationError(msg)
+    asked = config.calibrate in CALIBRATION_METHODS
+    if asked and (config.on_the_fly or not isinstance(head, LinearBase)):
         how = "trained on the fly" if config.on_the_fly else "without logits"
         msg = f"head '{config.head}', {how}, can not be calibrated. Leave out --calibrate."
         raise ConfigurationError(msg)
@@ -200,9 +206,16 @@ def wants_sets_per_class(config: TrainConfig) -> bool:
     return config.sets_per_class or (config.prior is not None and config.sets != NO_SETS)
 
 
+def calibration_method(config: TrainConfig) -> str:
+    """How probabilities are calibrated: one of CALIBRATIONS but "auto"."""
+    if config.calibrate != "auto":
+        return config.calibrate
+    return "temperature" if config.head in CALIBRATED_HEADS else "none"
+
+
 def wants_calibration(config: TrainConfig) -> bool:
-    """Whether a temperature is fitted."""
-    return config.head in CALIBRATED_HEADS if config.calibrate is None else config.calibrate
+    """Whether a scaling is fitted."""
+    return calibration_method(config) != "none"
 
 
 def wants_sets(config: TrainConfig) -> bool:

@@ -14,7 +14,6 @@ from dinoprobe.errors import DinoprobeError, HeadError
 from dinoprobe.heads import (
     LinearProbe,
     SklearnProbe,
-    at_temperature,
     fit_sets,
     frozen_choice,
     head_from_name,
@@ -26,6 +25,7 @@ from dinoprobe.partition import dealt_folds, selection_folds
 from dinoprobe.train.config import (
     AUGMENTATIONS,
     TrainConfig,
+    calibration_method,
     head_options,
     wants_calibration,
     wants_sets,
@@ -115,8 +115,8 @@ def _trusted(
         say("Neither calibrated nor with sets: no class has rows to train and to validate.")
         return None, None
     if wants_calibration(config):
-        calibration = calibrate(head, judged)
-        scaled = at_temperature(judged.probabilities, calibration.temperature)
+        calibration = calibrate(head, judged, calibration_method(config))
+        scaled = calibration.scaling.apply(judged.probabilities)
         judged = replace(judged, probabilities=scaled)
     if not wants_sets(config):
         return calibration, None
