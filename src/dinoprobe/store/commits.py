@@ -1,7 +1,7 @@
 """Lance as this package uses it: open, commit, compact, and every error with a path and advice.
 
 Appends of several writers do not conflict in Lance; what can be lost is the race to create a
-dataset, and then the loser opens it and appends.
+dataset or to add a column, and then the loser opens it as it is and goes on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dinoprobe.errors import DinoprobeError, FormatError, MismatchError, StoreEr
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FORMAT = "1"
+FORMAT = "2"
 FORMAT_KEY = b"dinoprobe.format"
 _COMMIT_TRIES = 20
 _MAX_FRAGMENTS = 32
@@ -87,14 +87,12 @@ def open_dataset(path: str) -> Any | None:
 def append_table(path: str, table: Any) -> None:
     """Commit `table`, and try again where another writer was faster."""
     for attempt in range(_COMMIT_TRIES):
-        dataset = open_dataset(path)
-        if dataset is not None:
-            _same_columns(path, dataset.schema, table.schema)
+        dataset = open_dataset(path) or _created(path, table.schema)
+        _same_lengths(path, dataset.schema, table.schema)
         try:
-            if dataset is None:
-                load_lance().write_dataset(table, path, mode="create")
-            else:
-                load_lance().write_dataset(table.cast(dataset.schema), dataset, mode="append")
+            dataset = _with_columns(path, dataset, table.schema)
+            rows = table.replace_schema_metadata(dataset.schema.metadata)
+            load_lance().write_dataset(rows, dataset, mode="append")
         except OSError as error:
             if attempt + 1 == _COMMIT_TRIES or not _lost_race(error):
                 raise
@@ -102,9 +100,41 @@ def append_table(path: str, table: Any) -> None:
             return
 
 
-def _same_columns(path: str, stored: Any, new: Any) -> None:
-    if "vector" in stored.names and "vector" in new.names:
-        here, there = new.field("vector").type.list_size, stored.field("vector").type.list_size
+def _created(path: str, schema: Any) -> Any:
+    """The dataset, made without rows by the first writer, who names the schema's metadata.
+
+    `write_dataset` in the mode `create` would be tried again by Lance where another writer was
+    faster, as an overwrite of that one's rows; this commit is for version 1 or not at all.
+    """
+    lance = load_lance()
+    try:
+        operation = lance.LanceOperation.Overwrite(schema, [])
+        lance.LanceDataset.commit(path, operation, read_version=0, max_retries=0)
+    except (OSError, ValueError):
+        made = open_dataset(path)
+        if made is None:
+            raise
+        return made
+    return open_dataset(path)
+
+
+def _with_columns(path: str, dataset: Any, schema: Any) -> Any:
+    """The dataset with every column of the schema: new ones are empty for the rows that are there.
+
+    That is one commit and writes no data; a kill behind it leaves an empty column.
+    """
+    import pyarrow as pa
+
+    missing = [field for field in schema if field.name not in dataset.schema.names]
+    if not missing:
+        return dataset
+    dataset.add_columns(pa.schema(missing))
+    return open_dataset(path)
+
+
+def _same_lengths(path: str, stored: Any, new: Any) -> None:
+    for name in set(stored.names) & set(new.names):
+        here, there = (getattr(s.field(name).type, "list_size", None) for s in (new, stored))
         if here != there:
             raise MismatchError(
                 f"{path}: holds rows of {there} values, these rows have {here}, under one "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import zlib
 from typing import TYPE_CHECKING, Any, final
 
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 DESCRIPTION_KEY = b"dinoprobe.description"
-FEATURE_COLUMNS = ["content_hash", "vector", "check"]
+_HASH, _CHECK = "content_hash", "_check"
+_PART = re.compile(r"[a-z][a-z0-9_]{0,30}")
 
 
 @final
@@ -50,8 +52,21 @@ def digest(content_hash: str) -> bytes:
     return value
 
 
-def checked(hashes: Sequence[str], X: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """`X` as contiguous float32, one finite row for each hash."""
+def columns(parts: Sequence[str]) -> list[str]:
+    """What is read of features.lance for these parts."""
+    return [_HASH, *parts, *(part + _CHECK for part in parts)]
+
+
+def stored_parts(dataset: Any | None) -> list[str]:
+    """The parts that any row may have."""
+    names = [] if dataset is None else dataset.schema.names
+    return [name.removesuffix(_CHECK) for name in names if name.endswith(_CHECK)]
+
+
+def checked(
+    hashes: Sequence[str], X: npt.NDArray[np.float32], parts: Sequence[str]
+) -> npt.NDArray[np.float32]:
+    """`X` as contiguous float32 `(n, parts, width)`, one finite row for each hash."""
     import numpy as np
 
     rows = np.ascontiguousarray(X, dtype="<f4")
@@ -60,51 +75,89 @@ def checked(hashes: Sequence[str], X: npt.NDArray[np.float32]) -> npt.NDArray[np
             f"features of shape {np.shape(X)} for {len(hashes)} content hashes: "
             "expected one row a hash. Pass both in one order."
         )
+    names_are_good = len(set(parts)) == len(parts) > 0 and all(map(_is_part, parts))
+    if not names_are_good or rows.shape[1] % len(parts):
+        raise MismatchError(
+            f"features of {rows.shape[1]} values in the parts {', '.join(parts) or 'none'}: "
+            "expected parts of one length, with different names of lower-case letters. "
+            "Pass the encoder's own."
+        )
     if not np.isfinite(rows).all():
         bad = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
         raise NonFiniteError(
             f"row {bad} (content hash {hashes[bad][:12]}) holds NaN or infinity: expected finite "
             "features. Try a wider number type, such as dtype float32."
         )
-    return rows
+    return rows.reshape(len(rows), len(parts), rows.shape[1] // len(parts))
+
+
+def _is_part(name: str) -> bool:
+    return bool(_PART.fullmatch(name)) and name != _HASH and not name.endswith(_CHECK)
 
 
 def feature_table(
     digests: Sequence[bytes],
     rows: npt.NDArray[np.float32],
+    parts: Sequence[str],
     description: Mapping[str, object] | None,
 ) -> Any:
-    """The rows that go into features.lance."""
+    """The rows `(n, parts, width)` that go into features.lance: for each part its values and their
+    check, both null in rows without it.
+    """
+    import numpy as np
     import pyarrow as pa
 
-    schema = pa.schema(
-        [
-            pa.field("content_hash", pa.binary(32), nullable=False),
-            pa.field("vector", pa.list_(pa.float32(), rows.shape[1]), nullable=False),
-            pa.field("check", pa.uint32(), nullable=False),
-        ],
-        metadata={FORMAT_KEY: FORMAT, DESCRIPTION_KEY: to_json(description or {})},
-    )
-    columns = [
-        pa.array(digests, pa.binary(32)),
-        pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1]),
-        pa.array(_checks(digests, rows), pa.uint32()),
+    width = rows.shape[2]
+    fields = [pa.field(_HASH, pa.binary(32), nullable=False)]
+    arrays = [pa.array(digests, pa.binary(32))]
+    for number, part in enumerate(parts):
+        values = np.ascontiguousarray(rows[:, number])
+        fields += [pa.field(part, pa.list_(pa.float32(), width)), _check_field(part)]
+        arrays += [
+            pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), width),
+            pa.array(_checks(digests, part, values), pa.uint32()),
+        ]
+    metadata = {FORMAT_KEY: FORMAT, DESCRIPTION_KEY: to_json(description or {})}
+    return pa.table(arrays, schema=pa.schema(fields, metadata=metadata))
+
+
+def _check_field(part: str) -> Any:
+    import pyarrow as pa
+
+    return pa.field(part + _CHECK, pa.uint32())
+
+
+def _checks(digests: Sequence[bytes], part: str, values: npt.NDArray[np.float32]) -> list[int]:
+    """CRC-32 of each row, continued from its part's name and hash, so that none changes alone."""
+    start = zlib.crc32(part.encode())
+    return [
+        zlib.crc32(row, zlib.crc32(name, start)) for name, row in zip(digests, values, strict=True)
     ]
-    return pa.table(columns, schema=schema)
 
 
-def _checks(digests: Sequence[bytes], rows: npt.NDArray[np.float32]) -> list[int]:
-    """CRC-32 of each vector, continued from its hash, so that neither can change alone."""
-    return [zlib.crc32(row, zlib.crc32(name)) for name, row in zip(digests, rows, strict=True)]
-
-
-def prefixes(dataset: Any | None) -> npt.NDArray[np.uint64]:
-    """The first 8 bytes of every hash, in the order of the rows."""
+def prefixes(
+    dataset: Any | None, parts: Sequence[str]
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.bool_]]:
+    """The first 8 bytes of every hash, and whether its row has all of these parts, in the order of
+    the rows.
+    """
     import numpy as np
 
-    batches = () if dataset is None else dataset.to_batches(columns=["content_hash"])
-    parts = [np.empty(0, np.uint64), *(_hash_words(batch.column(0))[:, 0] for batch in batches)]
-    return np.concatenate(parts)
+    words, held = [np.empty(0, np.uint64)], [np.empty(0, np.bool_)]
+    if dataset is not None and set(parts) <= set(stored_parts(dataset)):
+        checks = [part + _CHECK for part in parts]
+        for batch in dataset.to_batches(columns=[_HASH, *checks]):
+            words.append(_hash_words(batch.column(_HASH))[:, 0])
+            held.append(np.logical_and.reduce([_is_held(batch, part) for part in parts]))
+    return np.concatenate(words), np.concatenate(held)
+
+
+def _is_held(batch: Any, part: str) -> npt.NDArray[np.bool_]:
+    """Which rows have this part, by its check."""
+    found: npt.NDArray[np.bool_] = (
+        batch.column(part + _CHECK).is_valid().to_numpy(zero_copy_only=False)
+    )
+    return found
 
 
 def _hash_words(column: Any) -> npt.NDArray[np.uint64]:
@@ -115,60 +168,79 @@ def _hash_words(column: Any) -> npt.NDArray[np.uint64]:
     return words[: len(column) * 4].reshape(len(column), 4)
 
 
-def matching(prefixes: npt.NDArray[np.uint64], wanted: set[bytes]) -> npt.NDArray[np.intp]:
-    """The positions whose first 8 bytes are those of a wanted hash, in order."""
+def matching(
+    prefixes: npt.NDArray[np.uint64], held: npt.NDArray[np.bool_], wanted: set[bytes]
+) -> npt.NDArray[np.intp]:
+    """The positions that are held and whose first 8 bytes are those of a wanted hash, in order."""
     import numpy as np
 
     sought = np.frombuffer(b"".join(name[:8] for name in wanted), dtype="<u8")
-    return np.flatnonzero(np.isin(prefixes, sought))
+    return np.flatnonzero(np.isin(prefixes, sought) & held)
 
 
-def collect(batches: Iterable[Any], wanted: set[bytes], most: int, dimension: int) -> Rows:
-    """The first sound row of each wanted hash."""
+def collect(
+    batches: Iterable[Any], parts: Sequence[str], wanted: set[bytes], most: int, dimension: int
+) -> Rows:
+    """The first row of each wanted hash in which all of these parts are sound."""
     import numpy as np
 
-    X = np.empty((min(most, len(wanted)), dimension), np.float32)
+    X = np.empty((most, dimension), np.float32)
     index: dict[bytes, int] = {}
     for batch in batches:
-        digests, vectors, sound = _sound_rows(batch)
+        digests: list[bytes] = batch.column(_HASH).to_pylist()
+        values, sound = zip(*(_sound_rows(batch, part, digests) for part in parts), strict=True)
+        usable = np.logical_and.reduce(sound)
+        first, chosen = len(index), []
         for row, name in enumerate(digests):
-            if sound[row] and name in wanted and name not in index:
-                X[len(index)] = vectors[row]
+            if usable[row] and name in wanted and name not in index:
+                chosen.append(row)
                 index[name] = len(index)
+        X[first : len(index)] = np.concatenate([part[chosen] for part in values], axis=1)
     return Rows({name.hex(): row for name, row in index.items()}, X[: len(index)])
 
 
-def _sound_rows(batch: Any) -> tuple[list[bytes], npt.NDArray[np.float32], list[bool]]:
+def _sound_rows(
+    batch: Any, part: str, digests: Sequence[bytes]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """The values of this part `(n, width)`, and which rows have it as it was written.
+
+    Rows without it stay in their places: `flatten` would leave them out.
+    """
     import numpy as np
 
-    digests: list[bytes] = batch.column("content_hash").to_pylist()
-    vectors = np.ascontiguousarray(batch.column("vector").flatten().to_numpy(zero_copy_only=False))
-    vectors = vectors.reshape(len(digests), batch.schema.field("vector").type.list_size)
-    finite = np.isfinite(vectors).all(axis=1)
-    stored = batch.column("check").to_pylist()
-    checks = _checks(digests, vectors)
-    return (
-        digests,
-        vectors,
-        [a == b and ok for a, b, ok in zip(checks, stored, finite, strict=True)],
-    )
+    column = batch.column(part)
+    width = column.type.list_size
+    values = column.values.slice(column.offset * width, len(column) * width)
+    rows = values.to_numpy(zero_copy_only=False).reshape(len(column), width)
+    stored = batch.column(part + _CHECK).to_pylist()
+    same = [a == b for a, b in zip(_checks(digests, part, rows), stored, strict=True)]
+    return rows, np.asarray(same, np.bool_) & np.isfinite(rows).all(axis=1)
 
 
-def verified(batches: Iterable[Any]) -> Verification:
-    """Counts over all rows."""
+def verified(batches: Iterable[Any], parts: Sequence[str]) -> Verification:
+    """Counts over all rows. One without any part, and one with a part that is not as it was
+    written, is damaged.
+    """
+    import numpy as np
+
     rows = damaged = 0
-    seen: set[bytes] = set()
+    seen: set[tuple[bytes, ...]] = set()
     for batch in batches:
-        digests, _, sound = _sound_rows(batch)
+        digests: list[bytes] = batch.column(_HASH).to_pylist()
+        held = np.stack([_is_held(batch, part) for part in parts], axis=1)
+        sound = np.stack([_sound_rows(batch, part, digests)[1] for part in parts], axis=1)
+        good = (held == sound).all(axis=1) & held.any(axis=1)
         rows += len(digests)
-        damaged += sound.count(False)
-        seen.update(name for name, ok in zip(digests, sound, strict=True) if ok)
+        damaged += int((~good).sum())
+        seen.update((digests[row], held[row].tobytes()) for row in np.flatnonzero(good))
     return Verification(rows, damaged, rows - damaged - len(seen))
 
 
-def dimension(dataset: Any | None) -> int:
-    """The length of a row, 0 without a dataset."""
-    return 0 if dataset is None else int(dataset.schema.field("vector").type.list_size)
+def dimension(dataset: Any | None, parts: Sequence[str]) -> int:
+    """The length of a row of these parts, 0 where no row has them."""
+    if dataset is None or not set(parts) <= set(stored_parts(dataset)):
+        return 0
+    return sum(int(dataset.schema.field(part).type.list_size) for part in parts)
 
 
 def manifest_table(entries: Sequence[Entry]) -> Any:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from dinoprobe.types import Stamp
 
 
+WHOLE = ("vector",)  # the one part of a row that is never taken apart
+
+
 class Rows(NamedTuple):
     """Features that were found: the row of `X`, `(n, d)` float32, for each content hash."""
 
@@ -35,7 +38,9 @@ class Entry(NamedTuple):
 
 
 class Verification(NamedTuple):
-    """How many rows a fingerprint has, how many are damaged, how many repeat an earlier hash."""
+    """How many rows a fingerprint has, how many are damaged in a part, how many repeat a sound one
+    of the same hash and parts.
+    """
 
     rows: int
     damaged: int
@@ -49,13 +54,13 @@ class KnownHashes(Protocol):
 
 
 class RowStore(Protocol):
-    """What the engine needs of a store."""
+    """What the engine needs of a store. A row is made of `parts` of one width."""
 
-    def known(self, fingerprint: str) -> KnownHashes:
-        """The hashes that have a row, without reading the rows."""
+    def known(self, fingerprint: str, *, parts: Sequence[str] = WHOLE) -> KnownHashes:
+        """The hashes that have a row with these parts, without reading the rows."""
 
-    def get(self, fingerprint: str, hashes: Iterable[str]) -> Rows:
-        """The sound rows of these hashes."""
+    def get(self, fingerprint: str, hashes: Iterable[str], *, parts: Sequence[str] = WHOLE) -> Rows:
+        """The sound rows of these hashes, of these parts in this order."""
 
     def append(
         self,
@@ -63,6 +68,7 @@ class RowStore(Protocol):
         hashes: Sequence[str],
         X: npt.NDArray[np.float32],
         *,
+        parts: Sequence[str] = WHOLE,
         description: Mapping[str, object] | None = None,
     ) -> None:
         """Add rows, all or none."""
