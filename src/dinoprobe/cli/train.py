@@ -57,6 +57,13 @@ def train(
             help="Class frequencies that probabilities are for (default: those of training).",
         ),
     ] = None,
+    select: Annotated[
+        str,
+        typer.Option(
+            help="Strength: best, or one-se (the most regularised within a standard error).",
+            rich_help_panel=_HEAD,
+        ),
+    ] = "best",
     optimizer: Annotated[
         str | None, typer.Option(help="linear: adam, adamw or sgd.", rich_help_panel=_HEAD)
     ] = None,
@@ -199,6 +206,7 @@ def train(
                 ),
                 head=head,
                 head_options=_head_options(linear, head_option or []),
+                select=select,
                 on_the_fly=on_the_fly,
                 augment=augment,
                 calibrate=calibrate,

@@ -10,7 +10,7 @@ from dinoprobe.heads.conformal import PredictionSets, check_sets, fit_sets
 from dinoprobe.heads.lda import LDAProbe
 from dinoprobe.heads.linear import LinearProbe, LinearTraining
 from dinoprobe.heads.logistic import LogisticProbe
-from dinoprobe.heads.names import check_options, head_from_name
+from dinoprobe.heads.names import HEADS, check_options, head_from_name
 from dinoprobe.heads.neighbors import KNNProbe
 from dinoprobe.heads.out_of_fold import OutOfFold, frozen_choice, out_of_fold
 from dinoprobe.heads.prior import (
@@ -25,11 +25,14 @@ from dinoprobe.heads.ridge import RidgeProbe
 from dinoprobe.heads.scaling import METHODS as CALIBRATION_METHODS
 from dinoprobe.heads.scaling import Scaling, fit_scaling
 from dinoprobe.heads.search import Candidate, Judged, search
+from dinoprobe.heads.selection import RULES
 from dinoprobe.heads.state import from_state, to_state
 from dinoprobe.heads.wrapped import SklearnProbe, sklearn_probe, with_random_state
 
 __all__ = [
     "CALIBRATION_METHODS",
+    "HEADS",
+    "RULES",
     "SET_METHODS",
     "Candidate",
     "Head",

@@ -16,6 +16,8 @@ import numpy as np
 
 from dinoprobe.errors import HeadError
 from dinoprobe.heads.folds import split_folds
+from dinoprobe.heads.selection import in_words as rule_in_words
+from dinoprobe.heads.selection import standard_errors, strongest_within
 from dinoprobe.heads.solver import principal_axes
 from dinoprobe.heads.statistics import (
     ClassStatistics,
@@ -105,15 +107,17 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """Mean accuracy and loss `(p,)` of each strength, and scores `(p, m, k)` of some rows.
+    """Mean accuracy and loss `(p,)` of each strength over `row_count` rows, more strength last.
 
-    `weights` `(m,)` are those of the rows, None where all count once.
+    `scores` `(p, m, k)` are those of some of the rows, `weights` `(m,)` theirs, None where all
+    count once.
     """
 
     accuracy: Float64s
     loss: Float64s
     scores: Floats
     codes: Codes
+    row_count: float
     weights: Float64s | None = None
 
     def best(self, *, by_log_loss: bool) -> int:
@@ -126,6 +130,11 @@ class Judged:
         if not by_log_loss or len(equal) == 1:
             return int(equal[self.loss[equal].argmin()])
         return int(min(equal, key=lambda column: self.tempered_loss(int(column))))
+
+    def standard_errors(self, best: int) -> Float64s:
+        """Of how far each strength is behind `best`, `(p,)`, from the rows that were kept."""
+        correct = self.scores.argmax(axis=2) == self.codes
+        return standard_errors(self.accuracy, best, self.row_count, correct, self.weights)
 
     def tempered_loss(self, column: int) -> float:
         """Mean log loss of a strength's kept scores, at their temperature."""
@@ -202,10 +211,11 @@ def judge_on_folds(
         ]
         found = [job.result() for job in jobs]
     sums = np.sum([each for each, _ in found], axis=0)
-    accuracy, loss = sums / total_weight(judged, some_weights(weights, judged))
+    row_count = total_weight(judged, some_weights(weights, judged))
+    accuracy, loss = sums / row_count
     scores = np.stack([np.concatenate(each) for each in zip(*(s for _, s in found), strict=True)])
     own = judged[kept[judged]]
-    return Judged(accuracy, loss, scores, codes[own], some_weights(weights, own))
+    return Judged(accuracy, loss, scores, codes[own], row_count, some_weights(weights, own))
 
 
 def some_weights(weights: Float64s | None, rows: Codes) -> Float64s | None:
@@ -295,12 +305,16 @@ def _weighted_sum(values: npt.NDArray[Any], weights: Float64s | None) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A strength and a temperature, how the strength was chosen, in words, and what was judged."""
+    """A strength and a temperature, how the strength was chosen, in words, and what was judged.
+
+    `results` are arrays `(p,)`: `accuracy`, the loss, and `standard_error`, of how far a strength
+    is behind the best.
+    """
 
     strength: float
     temperature: float
     selection: str
-    judged: Judged | None
+    results: dict[str, Float64s] | None
 
 
 def choose(
@@ -311,8 +325,9 @@ def choose(
     temperature: float | None,
     how: str,
     by_log_loss: bool,
+    rule: str = "best",
 ) -> Choice:
-    """The best of the strengths that were judged, and the temperature of its scores.
+    """One of the strengths that were judged, by `rule`, and the temperature of its scores.
 
     One strength counts as given. Without a judgement the strength is `default`, the temperature 1.
     """
@@ -321,11 +336,17 @@ def choose(
         selection = "given" if given else by_default(default)
         return Choice(values[0] if given else default, temperature or 1.0, selection, None)
     best = judged.best(by_log_loss=by_log_loss)
-    edge = ", at the edge of the path" if best in (0, len(values) - 1) else ""
-    fitted = temperature or judged.temperature(best)
+    errors = judged.standard_errors(best)
+    taken = best
+    if rule == "one-se":
+        taken = strongest_within(judged.accuracy, best, errors, strongest_last=True)
+    edge = ", at the edge of the path" if taken in (0, len(values) - 1) else ""
+    fitted = temperature or judged.temperature(taken)
     if given:
         return Choice(values[0], fitted, "given", None)
-    return Choice(values[best], fitted, how + edge, judged)
+    loss = {"log_loss" if by_log_loss else "squared_loss": judged.loss}
+    results = {"accuracy": judged.accuracy, **loss, "standard_error": errors}
+    return Choice(values[taken], fitted, how + rule_in_words(rule) + edge, results)
 
 
 def by_default(value: float) -> str:

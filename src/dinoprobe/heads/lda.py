@@ -28,6 +28,7 @@ from dinoprobe.heads.closed import (
     prepare,
 )
 from dinoprobe.heads.folds import assign_folds, check_fold_count
+from dinoprobe.heads.selection import check_rule
 from dinoprobe.heads.statistics import ClassStatistics
 from dinoprobe.heads.threads import one_blas_thread
 from dinoprobe.heads.training import training_rows
@@ -59,12 +60,13 @@ class LDAProbe(LinearBase):
     not count. Rows count as often as their weights say (`heads/weights.py`), in the frequencies of
     the classes too: `class_weight="balanced"` makes these equal. `shrinkage` skips the choice among
     `shrinkages` (None: 12 from 1e-4 to 1), which goes by accuracy on validation folds, then by log
-    loss at the temperature of each. `temperature` None
-    is fitted on the scores of the same folds.
+    loss at the temperature of each; with `rule` "one-se" it is the largest within one standard
+    error of the best. `temperature` None is fitted on the scores of the same folds.
 
     After fit: `shrinkage_`, `temperature_`; `selection_`, how the shrinkage was chosen, in words;
-    `cv_results_`, arrays `shrinkage`, `accuracy`, `log_loss` (at temperature 1) over the rows of
-    the first folds that hold 10,000, None without a choice. What `partial_fit` adds to is kept:
+    `cv_results_`, arrays `shrinkage`, `accuracy`, `log_loss` (at temperature 1) and
+    `standard_error` (of how far each is behind the best) over the rows of the first folds that hold
+    10,000, None without a choice. What `partial_fit` adds to is kept:
     `(d, d)` numbers, or the rows where they are fewer.
     """
 
@@ -78,6 +80,7 @@ class LDAProbe(LinearBase):
         *,
         shrinkage: float | None = None,
         temperature: float | None = None,
+        rule: str = "best",
         class_weight: ClassWeight = None,
         cv: int | Any = 5,
         random_state: int = 0,
@@ -86,6 +89,7 @@ class LDAProbe(LinearBase):
         self.shrinkage = shrinkage
         self.temperature = temperature
         self.class_weight = class_weight
+        self.rule = rule
         self.cv = cv
         self.random_state = random_state
 
@@ -174,6 +178,7 @@ class LDAProbe(LinearBase):
         given = given if self.shrinkage is None else [self.shrinkage]
         check_temperature(self.temperature)
         check_fold_count(self.cv)
+        check_rule(self.rule)
         return check_path("shrinkage", given, most=1, example="shrinkage=0.1")
 
     def _fit(self, rows: TrainingRows, folds: Codes, path: list[float], how: str) -> None:
@@ -201,13 +206,18 @@ class LDAProbe(LinearBase):
         """Set what was chosen, and how."""
         default, temperature = DEFAULT_SHRINKAGE, self.temperature
         choice = choose(
-            judged, path, default=default, temperature=temperature, how=how, by_log_loss=True
+            judged,
+            path,
+            default=default,
+            temperature=temperature,
+            how=how,
+            by_log_loss=True,
+            rule=self.rule,
         )
         self.shrinkage_, self.temperature_ = choice.strength, choice.temperature
         self.selection_, self.cv_results_ = choice.selection, None
-        if choice.judged is not None:
-            results = {"accuracy": choice.judged.accuracy, "log_loss": choice.judged.loss}
-            self.cv_results_ = {"shrinkage": np.array(path), **results}
+        if choice.results is not None:
+            self.cv_results_ = {"shrinkage": np.array(path), **choice.results}
 
     def _solve(self, statistics: ClassStatistics, design: Design) -> None:
         """Set `coef_` and `intercept_` from statistics in the coordinates of `design`."""

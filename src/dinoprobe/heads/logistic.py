@@ -12,7 +12,7 @@ import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from itertools import starmap
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -22,6 +22,8 @@ from dinoprobe.heads.base import LinearBase
 from dinoprobe.heads.closed import few_folds, in_words, log_loss_sums, some_weights, total_weight
 from dinoprobe.heads.folds import assign_folds, check_fold_count, split_folds
 from dinoprobe.heads.rows import Standardized
+from dinoprobe.heads.selection import best_of, check_rule, select, standard_errors
+from dinoprobe.heads.selection import in_words as rule_in_words
 from dinoprobe.heads.solver import prepare, solve, solve_path, to_feature_space
 from dinoprobe.heads.statistics import chunks
 from dinoprobe.heads.threads import one_blas_thread, one_torch_thread
@@ -52,13 +54,16 @@ class LogisticProbe(LinearBase):
     Minimises mean cross-entropy + |W|² / (2 C n) over features that are standardised inside (as
     they come with `standardize=False`), the intercept unpenalised; W has one row for each class,
     also for two classes, where C counts twice as much as in scikit-learn's `LogisticRegression`.
-    With weights the mean is weighted, and n their sum. `C` skips the selection. `Cs` None are 12 half decades from 1e-4 to 31.6. `tol` is
-    the decrease, as a share of the objective, that a quadratic model still sees where the fit ends.
-    `device` is where the products run ("cpu", "cuda"); bfloat16 is used on the way, not in the end.
+    With weights the mean is weighted, and n their sum. `C` skips the selection; `Cs` None are 12
+    half decades from 1e-4 to 31.6, of which the most accurate is taken, or with `rule` "one-se" the
+    smallest within one standard error of it. `tol` is the decrease, as a share of the objective,
+    that a quadratic model still sees where the fit ends. `device` is where the products run ("cpu",
+    "cuda"); bfloat16 is used on the way, not in the end.
 
     After fit: `C_`; `selection_`, how it was chosen, in words; `cv_results_`, arrays `C`,
-    `accuracy`, `log_loss` over the rows of the first folds that hold 10,000, for the strengths up
-    to where both got worse twice (None without a selection); `n_iter_`, steps of the final fit;
+    `accuracy`, `log_loss`, `standard_error` (of how far each is behind the best) over the rows of
+    the first folds that hold 10,000, for the strengths up to where accuracy and log loss got worse
+    twice (None without a selection); `n_iter_`, steps of the final fit;
     `gap_`, what was left to `tol`; `converged_`, whether that was met within `max_iter` (a
     ConvergenceWarning says when not); `coef_` and `intercept_` for features as they come, the
     standardisation folded in.
@@ -71,6 +76,7 @@ class LogisticProbe(LinearBase):
         Cs: Sequence[float] | None = None,
         *,
         C: float | None = None,
+        rule: str = "best",
         standardize: bool = True,
         class_weight: ClassWeight = None,
         cv: int | Any = 5,
@@ -81,6 +87,7 @@ class LogisticProbe(LinearBase):
     ) -> None:
         self.Cs = Cs
         self.C = C
+        self.rule = rule
         self.standardize = standardize
         self.class_weight = class_weight
         self.cv = cv
@@ -126,6 +133,7 @@ class LogisticProbe(LinearBase):
     def _strengths(self) -> list[float]:
         """The path from strong to weak regularisation."""
         check_fold_count(self.cv)
+        check_rule(self.rule)
         check_class_weight(self.class_weight)
         given = np.logspace(-4, 1.5, 12) if self.Cs is None else self.Cs
         Cs = sorted(float(C) for C in (given if self.C is None else [self.C]))
@@ -154,37 +162,46 @@ class LogisticProbe(LinearBase):
             )
             return
         self.cv_results_ = self._judge(rows, Cs, parts)
-        best = _best(self.cv_results_)
-        edge = ", at the edge of the path" if best in (0, len(Cs) - 1) else ""
-        self.C_ = Cs[best]
-        self.selection_ = in_words(assigned, judging, rows.codes, origin) + edge
+        names = ("accuracy", "log_loss", "standard_error")
+        results = [self.cv_results_[name] for name in names]
+        taken = select(*results, rule=self.rule, strongest_last=False)
+        edge = ", at the edge of the path" if taken in (0, len(Cs) - 1) else ""
+        self.C_ = Cs[taken]
+        how = in_words(assigned, judging, rows.codes, origin)
+        self.selection_ = how + rule_in_words(self.rule) + edge
 
     def _judge(
         self, rows: TrainingRows, Cs: list[float], parts: list[tuple[Codes, Codes]]
     ) -> dict[str, Float64s]:
-        """Accuracy and log loss over the validation rows of all folds.
+        """Accuracy, log loss and standard error over the validation rows of all folds.
 
         Of the strengths that each fold has judged: the first ones, up to the earliest end.
         """
         at_once = _folds_at_once(rows.X, len(parts))
         threads = max(1, (os.cpu_count() or 1) // at_once)
 
-        def judge(train: Codes, validation: Codes) -> Float64s:
+        def judge(train: Codes, validation: Codes) -> _Path:
             return self._judge_fold(rows, (train, validation), Cs, threads)
 
         with ThreadPoolExecutor(at_once) as pool:
             futures = list(starmap(lambda *part: pool.submit(judge, *part), parts))
             found = [future.result() for future in futures]
-        reached = min(len(sums) for sums in found)
+        reached = min(len(path.sums) for path in found)
         judged = np.concatenate([validation for _, validation in parts])
-        total = np.sum([sums[:reached] for sums in found], axis=0)
-        correct, loss = total.T / total_weight(judged, some_weights(rows.weights, judged))
-        return {"C": np.array(Cs[:reached]), "accuracy": correct, "log_loss": loss}
+        total = np.sum([path.sums[:reached] for path in found], axis=0)
+        weights = some_weights(rows.weights, judged)
+        row_count = total_weight(judged, weights)
+        accuracy, loss = total.T / row_count
+        right = np.concatenate([np.stack(path.right[:reached]) for path in found], axis=1)
+        best = best_of(accuracy, loss)
+        errors = standard_errors(accuracy, best, row_count, right, weights)
+        results = {"accuracy": accuracy, "log_loss": loss, "standard_error": errors}
+        return {"C": np.array(Cs[:reached]), **results}
 
     def _judge_fold(
         self, rows: TrainingRows, part: tuple[Codes, Codes], Cs: list[float], threads: int
-    ) -> Float64s:
-        """Correct answers and summed log loss `(strengths, 2)` on the validation rows of a fold."""
+    ) -> _Path:
+        """The strengths of a path, judged on the validation rows of a fold."""
         train, validation = part
         present, relabelled = np.unique(rows.codes[train], return_inverse=True)
         problem = prepare(
@@ -200,15 +217,17 @@ class LogisticProbe(LinearBase):
         truth = np.searchsorted(present, rows.codes[validation])
         weights = some_weights(rows.weights, validation)
         judged = Standardized(rows.X, validation, problem.mean, problem.scale)
-        sums: list[Float64s] = []
+        path = _Path([], [])
 
         def go_on(solution: Solution) -> bool:
-            sums.append(_judged(problem, solution, judged, (truth, weights)))
-            return not _is_over(np.array(sums))
+            sums, right = _judged(problem, solution, judged, (truth, weights))
+            path.sums.append(sums)
+            path.right.append(right)
+            return not _is_over(np.array(path.sums))
 
         tol = max(self.tol, SELECTION_TOL_EXACT if problem.is_exact else SELECTION_TOL)
         solve_path(problem, Cs, tol=tol, max_iter=self.max_iter, go_on=go_on)
-        return np.array(sums)
+        return path
 
     def _not_converged(self) -> str:
         return (
@@ -224,22 +243,33 @@ def _folds_at_once(X: Any, fold_count: int) -> int:
     return int(max(1, min(os.cpu_count() or 1, fitting, fold_count)))
 
 
+class _Path(NamedTuple):
+    """Of each strength: correct answers and summed log loss `(2,)`, and which rows it got right."""
+
+    sums: list[Float64s]
+    right: list[npt.NDArray[np.bool_]]
+
+
 def _judged(
     problem: Problem,
     solution: Solution,
     rows: Standardized,
     labelled: tuple[Codes, Float64s | None],
-) -> Float64s:
-    """Correct answers and summed log loss `(2,)` of rows outside the problem."""
+) -> tuple[Float64s, npt.NDArray[np.bool_]]:
+    """Correct answers and summed log loss `(2,)` of rows outside the problem, and which are right.
+
+    The sums count each row by its weight.
+    """
     point = solution.point.double().cpu().numpy()
     weight = (problem.axes.double().cpu().numpy() @ point[:, :-1].T).astype(rows.mean.dtype)
     truth, weights = labelled
-    sums = np.zeros(2)
+    sums, right = np.zeros(2), np.empty(len(rows), dtype=bool)
     for some in chunks(np.arange(len(rows))):
         scores = rows.block(some[0], some[-1] + 1) @ weight
         scores += point[:, -1].astype(scores.dtype)
+        right[some] = scores.argmax(axis=1) == truth[some]
         sums += log_loss_sums(scores, truth[some], some_weights(weights, some))
-    return sums
+    return sums, right
 
 
 def _is_over(sums: Float64s) -> bool:
@@ -249,8 +279,3 @@ def _is_over(sums: Float64s) -> bool:
         return False
     last = sums[-PATIENCE:]
     return bool((last[:, 0] < correct.max()).all() and (last[:, 1] > loss.min()).all())
-
-
-def _best(results: dict[str, Float64s]) -> int:
-    """The most accurate strength; of equals the one with the smaller log loss."""
-    return int(np.lexsort((results["log_loss"], -results["accuracy"]))[0])

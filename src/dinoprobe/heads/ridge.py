@@ -32,6 +32,7 @@ from dinoprobe.heads.closed import (
     total_weight,
 )
 from dinoprobe.heads.folds import assign_folds, check_fold_count
+from dinoprobe.heads.selection import check_rule
 from dinoprobe.heads.statistics import chunks, product_dtype
 from dinoprobe.heads.threads import one_blas_thread
 from dinoprobe.heads.training import training_rows
@@ -61,11 +62,13 @@ class RidgeProbe(LinearBase):
     Features are standardised inside; a two-class head has two rows, one the negative of the other.
     `alpha` skips the choice among `alphas` (None: 13 half decades from 1e-4 n to 100 n, n the sum
     of the weights). The choice goes by accuracy, then by squared loss, on up to 10,000 rows each
-    left out in turn; or on validation folds where fit gets `groups` or `folds`. `temperature` None
-    is fitted on the same scores.
+    left out in turn; or on validation folds where fit gets `groups` or `folds`. With `rule`
+    "one-se" it is the largest within one standard error of the best. `temperature` None is fitted
+    on the same scores.
 
     After fit: `alpha_`, `temperature_`; `selection_`, how alpha was chosen, in words;
-    `cv_results_`, arrays `alpha`, `accuracy`, `squared_loss`, None without a choice.
+    `cv_results_`, arrays `alpha`, `accuracy`, `squared_loss`, `standard_error` (of how far each is
+    behind the best), None without a choice.
     """
 
     selects = ("alpha", "temperature")
@@ -76,6 +79,7 @@ class RidgeProbe(LinearBase):
         *,
         alpha: float | None = None,
         temperature: float | None = None,
+        rule: str = "best",
         class_weight: ClassWeight = None,
         cv: int | Any = 5,
         random_state: int = 0,
@@ -84,6 +88,7 @@ class RidgeProbe(LinearBase):
         self.alpha = alpha
         self.temperature = temperature
         self.class_weight = class_weight
+        self.rule = rule
         self.cv = cv
         self.random_state = random_state
 
@@ -103,6 +108,7 @@ class RidgeProbe(LinearBase):
         """
         check_temperature(self.temperature)
         check_fold_count(self.cv)
+        check_rule(self.rule)
         rows = training_rows(self, X, y, sample_weight, groups=groups, folds=folds)
         path = self._path(rows.count)
         with one_blas_thread():
@@ -160,13 +166,18 @@ class RidgeProbe(LinearBase):
         """Set what was chosen, and how."""
         default, temperature = DEFAULT_ALPHA_PER_ROW * row_count, self.temperature
         choice = choose(
-            judged, path, default=default, temperature=temperature, how=how, by_log_loss=False
+            judged,
+            path,
+            default=default,
+            temperature=temperature,
+            how=how,
+            by_log_loss=False,
+            rule=self.rule,
         )
         self.alpha_, self.temperature_ = choice.strength, choice.temperature
         self.selection_, self.cv_results_ = choice.selection, None
-        if choice.judged is not None:
-            results = {"accuracy": choice.judged.accuracy, "squared_loss": choice.judged.loss}
-            self.cv_results_ = {"alpha": np.array(path), **results}
+        if choice.results is not None:
+            self.cv_results_ = {"alpha": np.array(path), **choice.results}
 
 
 def regressions(statistics: ClassStatistics, alphas: Sequence[float]) -> Solutions:
@@ -197,10 +208,11 @@ def judge_left_out(
     with ThreadPoolExecutor(min(len(parts), os.cpu_count() or 1)) as pool:
         found = list(pool.map(lambda rows: left_out.judge(rows, kept), parts))
     sums = np.sum([each for each, _ in found], axis=0)
-    accuracy, loss = sums / total_weight(judged, some_weights(weights, judged))
+    row_count = total_weight(judged, some_weights(weights, judged))
+    accuracy, loss = sums / row_count
     scores = np.concatenate([each for _, each in found], axis=1)
     own = judged[kept[judged]]
-    return Judged(accuracy, loss, scores, codes[own], some_weights(weights, own))
+    return Judged(accuracy, loss, scores, codes[own], row_count, some_weights(weights, own))
 
 
 class _LeftOut:

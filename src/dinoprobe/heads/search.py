@@ -19,7 +19,7 @@ from dinoprobe.errors import HeadError
 from dinoprobe.heads.calibration import at_temperature, fit_temperature
 from dinoprobe.heads.closed import few_folds
 from dinoprobe.heads.out_of_fold import OutOfFold, frozen_choice, out_of_fold
-from dinoprobe.heads.selection import standard_errors
+from dinoprobe.heads.selection import best_of, standard_errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -121,7 +121,7 @@ def _compared(found: Sequence[Judged]) -> list[Judged]:
     )
     accuracy = np.array([judged.accuracy for judged in found])
     losses = np.array([judged.log_loss for judged in found])
-    best = int(np.lexsort((losses, -accuracy))[0])
+    best = best_of(accuracy, losses)
     errors = standard_errors(accuracy, best, correct.shape[1], correct)
     return [
         Judged(

@@ -35,22 +35,24 @@ def check_rule(rule: str) -> None:
 def select(
     accuracy: Float64s,
     loss: Float64s,
-    row_count: int,
+    errors: Float64s,
     *,
     rule: str,
     strongest_last: bool,
-    correct: npt.NDArray[np.bool_] | None = None,
 ) -> int:
-    """The chosen one of strengths `(p,)` in order of regularisation, judged on `row_count` rows.
+    """The chosen one of strengths `(p,)` in order of regularisation; see `standard_errors`.
 
-    The best is the most accurate, of equals the one with the smaller loss. `strongest_last` tells
-    the order of the path, `correct` `(p, m)` which of m of the rows each strength got right.
+    `strongest_last` tells the order of the path.
     """
-    best = int(np.lexsort((loss, -accuracy))[0])
+    best = best_of(accuracy, loss)
     if rule == "best":
         return best
-    errors = standard_errors(accuracy, best, row_count, correct)
     return strongest_within(accuracy, best, errors, strongest_last=strongest_last)
+
+
+def best_of(accuracy: Float64s, loss: Float64s) -> int:
+    """The most accurate, of equals the one with the smaller loss."""
+    return int(np.lexsort((loss, -accuracy))[0])
 
 
 def strongest_within(
@@ -62,17 +64,24 @@ def strongest_within(
 
 
 def standard_errors(
-    accuracy: Float64s, best: int, row_count: int, correct: npt.NDArray[np.bool_] | None = None
+    accuracy: Float64s,
+    best: int,
+    row_count: float,
+    correct: npt.NDArray[np.bool_] | None = None,
+    weights: Float64s | None = None,
 ) -> Float64s:
     """Of how far each strength is behind `best`, `(p,)`, from pairs of answers on the same rows.
 
-    Without `correct`, of the accuracy of `best`, for all.
+    `correct` `(p, m)` says which of m of the `row_count` rows each strength got right, `weights`
+    `(m,)` how often each counts; without `correct` it is the error of the best accuracy, for all.
     """
     if correct is None:
         share = float(accuracy[best])
         return np.full(len(accuracy), np.sqrt(share * (1 - share) / row_count))
     differences = correct[best].astype(np.float64) - correct
-    return np.asarray(differences.std(axis=1) / np.sqrt(row_count))
+    mean = np.average(differences, axis=1, weights=weights)
+    variance = np.average(np.square(differences - mean[:, None]), axis=1, weights=weights)
+    return np.asarray(np.sqrt(variance / row_count))
 
 
 def in_words(rule: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
+from inspect import signature
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from dinoprobe.encoder import EncoderSettings
 from dinoprobe.errors import ConfigurationError, HeadError
 from dinoprobe.heads import (
     CALIBRATION_METHODS,
+    HEADS,
+    RULES,
     KNNProbe,
     LinearBase,
     LinearProbe,
@@ -44,20 +47,22 @@ CONFIG_SCHEMA = "dinoprobe.config/1"
 class TrainConfig:
     """Every option of `dinoprobe train`, resolved; config.json of a run holds it.
 
-    `head_options` go to the head's constructor. `on_the_fly` trains the linear head on images
-    augmented as `augment` says (one of AUGMENTATIONS), the encoder inside the loop. `calibrate` is
-    one of CALIBRATIONS, fitted out of fold; "auto" is a temperature for CALIBRATED_HEADS. `sets` is
-    the method of prediction sets ("lac", "aps", or "none"), `coverage` the share of images whose
-    label they hold, of each class with `sets_per_class`. `prior` are the class frequencies that
-    probabilities are for: None as in training, "uniform", or a share for each label; sets are then
-    per class, for only these hold at any frequencies. `store` is a place for features, None for
-    the default.
+    `head_options` go to the head's constructor. `select` is the rule by which a strength is taken
+    from a path ("best", or "one-se": one standard error). `on_the_fly` trains the linear head on
+    images augmented as `augment` says (one of AUGMENTATIONS), the encoder inside the loop.
+    `calibrate` is one of CALIBRATIONS, fitted out of fold; "auto" is a temperature for
+    CALIBRATED_HEADS. `sets` is the method of prediction sets ("lac", "aps", or "none"), `coverage`
+    the share of images whose label they hold, of each class with `sets_per_class`. `prior` are the
+    class frequencies that probabilities are for: None as in training, "uniform", or a share for
+    each label; sets are then per class, for only these hold at any frequencies. `store` is a place
+    for features, None for the default.
     """
 
     data: DataSettings
     encoder: EncoderSettings
     head: str = "logistic"
     head_options: dict[str, Any] = field(default_factory=dict)
+    select: str = "best"
     on_the_fly: bool = False
     augment: str = DEFAULT_AUGMENTATION
     calibrate: str = "auto"
@@ -95,6 +100,7 @@ def _check_types(config: TrainConfig) -> None:
     """Raise TypeError for a value that JSON allows and the recipe does not."""
     expected: dict[str, tuple[type, ...]] = {
         "head": (str,),
+        "select": (str,),
         "augment": (str,),
         "head_options": (dict,),
         "seed": (int,),
@@ -161,6 +167,7 @@ def _precision(encoder: Encoder) -> dict[str, Any]:
 
 def check_head(config: TrainConfig) -> None:
     """Raise ConfigurationError for a head or options that can not work, before anything is read."""
+    _check_rule(config)
     head = head_from_name(config.head, **head_options(config))
     if config.on_the_fly and not isinstance(head, LinearProbe):
         msg = f"head '{config.head}' can not be trained on the fly. Use --head linear for that."
@@ -201,6 +208,17 @@ def _check_prior(config: TrainConfig, head: ProbeBase) -> None:
         raise ConfigurationError(str(error)) from error
 
 
+def _check_rule(config: TrainConfig) -> None:
+    """Raise ConfigurationError for a rule that is unknown, or that the head has no use for."""
+    if config.select not in RULES:
+        msg = f"select is '{config.select}', expected one of {', '.join(RULES)}."
+        raise ConfigurationError(msg)
+    able = [name for name, kind in HEADS.items() if "rule" in signature(kind).parameters]
+    if config.select != RULES[0] and config.head not in able:
+        msg = f"head '{config.head}' has no path of strengths to select from by '{config.select}'."
+        raise ConfigurationError(f"{msg} Leave out --select, or use --head {' or '.join(able)}.")
+
+
 def wants_sets_per_class(config: TrainConfig) -> bool:
     """Whether each class is covered: asked for, or where the frequencies are not those of rows."""
     return config.sets_per_class or (config.prior is not None and config.sets != NO_SETS)
@@ -225,4 +243,7 @@ def wants_sets(config: TrainConfig) -> bool:
 
 def head_options(config: TrainConfig) -> dict[str, Any]:
     """The options of the head; k of `knn` is chosen on folds unless it is given."""
-    return {"k": "auto", **config.head_options} if config.head == "knn" else config.head_options
+    options = {} if config.select == RULES[0] else {"rule": config.select}
+    if config.head == "knn":
+        options["k"] = "auto"
+    return {**options, **config.head_options}
