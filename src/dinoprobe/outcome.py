@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from dinoprobe.calibration import SetFigures, judge_sets
+from dinoprobe.duplicates import WithoutLeaks, without_leaks
 from dinoprobe.engine import write_failures
 from dinoprobe.evaluation import Evaluation, evaluate
 from dinoprobe.files import to_json, write_atomic
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from dinoprobe.audit import Suspect
     from dinoprobe.calibration import Calibration
     from dinoprobe.classifier import ImageClassifier
+    from dinoprobe.duplicates import Leak
     from dinoprobe.types import Dataset, Failure, Features
 
 MAX_INDENTED_CLASSES = 30  # a matrix of 1,000 classes takes a third of the bytes on one line
@@ -47,6 +49,12 @@ class Outcome:
     predictions: tuple[Row, ...]
     hashes: tuple[str, ...]
     sets: SetFigures | None = None
+
+    def without(self, leaked: Sequence[Leak]) -> WithoutLeaks | None:
+        """The accuracy without the test images that stand in another part, too."""
+        return without_leaks(
+            {row.key: row.true == row.predicted for row in self.predictions}, leaked
+        )
 
     def confident_mistakes(self, limit: int = THUMBNAILS) -> list[Row]:
         """Wrong predictions, the most probable first."""
@@ -71,6 +79,7 @@ class Context:
     baseline: Baseline | None = None
     suspects: Sequence[Suspect] = ()
     calibration: Calibration | None = None
+    leaks: Sequence[Leak] = ()
 
 
 def judge(classifier: ImageClassifier, features: Features) -> Outcome:
@@ -126,6 +135,7 @@ def evaluation_document(
         **outcome.evaluation.to_dict(),
         "calibration": context.calibration and context.calibration.to_dict(),
         "sets": outcome.sets and outcome.sets.to_dict(),
+        "without_leaks": _without(outcome, context),
         "n_train": context.n_train,
         "failed": len(context.failures),
         "encoder": classifier.encoder.name,
@@ -137,6 +147,11 @@ def evaluation_document(
         "versions": versions(),
         "created": _now(),
     }
+
+
+def _without(outcome: Outcome, context: Context) -> dict[str, Any] | None:
+    found = outcome.without(context.leaks)
+    return found and found.to_dict()
 
 
 def outcome_summary(
@@ -152,6 +167,7 @@ def outcome_summary(
         "interval": list(evaluation.accuracy_interval),
         "balanced_accuracy": evaluation.balanced_accuracy,
         "sets": outcome.sets and outcome.sets.to_dict(),
+        "without_leaks": _without(outcome, context),
         "n_test": evaluation.n,
         "n_train": context.n_train,
         "classes": list(classifier.classes),
@@ -184,6 +200,7 @@ def report_input(classifier: ImageClassifier, outcome: Outcome, context: Context
             "versions": versions(),
         },
         baseline=context.baseline,
+        without_leaks=outcome.without(context.leaks),
         predictions=outcome.predictions,
         suspects=[Row(*suspect[:4]) for suspect in context.suspects],
         thumbnails=_thumbnails(context, outcome, classifier.encoder.preprocessing.bands),

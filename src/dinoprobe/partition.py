@@ -8,17 +8,22 @@ part, and it then chooses nothing.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dinoprobe.datasets import assign_splits, check_classes, folds, leaks, split_notes
+from dinoprobe.datasets import assign_splits, check_classes, folds, split_notes
+from dinoprobe.datasets import leaks as identical_across
+from dinoprobe.duplicates import clusters, leaks
 from dinoprobe.errors import DatasetError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy.typing as npt
 
+    from dinoprobe.duplicates import Leak, NearPair
     from dinoprobe.types import Dataset, Features, Split
 
 
@@ -26,20 +31,27 @@ if TYPE_CHECKING:
 class Partition:
     """`splits` holds a part for each row, None for rows without a label.
 
-    `given` says whether the dataset brought its split, `notes` are for the user.
+    `given` says whether the dataset brought its split, `notes` are for the user. `near` has one
+    name for images that are nearly identical, `leaks` are test images that stand in another part.
     """
 
     splits: tuple[Split | None, ...]
     given: bool
     notes: tuple[str, ...]
+    near: tuple[str | None, ...]
+    leaks: tuple[Leak, ...]
 
     def rows(self, *parts: Split) -> npt.NDArray[np.intp]:
         """Positions of the rows in these parts, in order."""
         return np.array([i for i, part in enumerate(self.splits) if part in parts], dtype=np.intp)
 
 
-def partition(features: Features, *, seed: int, test_fraction: float) -> Partition:
-    """Parts for all labelled rows. Raises DatasetError when nothing can be trained or tested."""
+def partition(
+    features: Features, *, seed: int, test_fraction: float, pairs: Sequence[NearPair] = ()
+) -> Partition:
+    """Parts for all labelled rows; `pairs` are nearly identical images, which a split made here
+    keeps on one side. Raises DatasetError when nothing can be trained or tested.
+    """
     labelled = [i for i, label in enumerate(features.y) if label is not None]
     notes = []
     if len(labelled) < len(features):
@@ -47,11 +59,32 @@ def partition(features: Features, *, seed: int, test_fraction: float) -> Partiti
     if len({features.y[i] for i in labelled}) < 2:
         raise DatasetError(_too_few(features, {str(features.y[i]) for i in labelled}))
     given = {features.splits[i] for i in labelled} - {None, "train"} != set()
+    near = _together(features, pairs)
     splits, more = (
-        _given(features, labelled) if given else _made(features, labelled, seed, test_fraction)
+        _given(features, labelled)
+        if given
+        else _made(features, labelled, near, seed, test_fraction)
     )
-    all_notes = (*notes, *more, *_leaks(features, splits), *_split_groups(features, splits))
-    return _checked(features, Partition(tuple(splits), given, all_notes))
+    leaked = tuple(leaks(features, splits, pairs))
+    notes += [*more, *_identical(features, splits), *_near(leaked)]
+    notes += _split_groups(features, splits)
+    return _checked(features, Partition(tuple(splits), given, tuple(notes), near, leaked))
+
+
+def set_aside(features: Features) -> list[bool]:
+    """Which rows a given split sets aside for the test; none where it does not."""
+    labelled = [label is not None for label in features.y]
+    parts = {part for part, use in zip(features.splits, labelled, strict=True) if use}
+    name = "test" if "test" in parts else "val"
+    return [use and part == name for part, use in zip(features.splits, labelled, strict=True)]
+
+
+def _together(features: Features, pairs: Sequence[NearPair]) -> tuple[str | None, ...]:
+    """A name for images that are nearly identical; a test image joins no others by its likeness."""
+    rows = enumerate(set_aside(features))
+    known = {features.hashes[row] for row, is_tested in rows if not is_tested}
+    joined = [pair for pair in pairs if pair.first in known and pair.second in known]
+    return clusters(features.hashes, joined)
 
 
 _LAYOUT = (
@@ -86,7 +119,9 @@ def _given(features: Features, labelled: list[int]) -> tuple[list[Split | None],
     if "test" in splits:
         return splits, _without_split(features, labelled)
     note = "No test part was given: the validation part is the test part and chose nothing."
-    return ["test" if part == "val" else part for part in splits], [note]
+    tested = set_aside(features)
+    found = zip(splits, tested, strict=True)
+    return ["test" if is_tested else part for part, is_tested in found], [note]
 
 
 def _without_split(features: Features, labelled: list[int]) -> list[str]:
@@ -95,23 +130,41 @@ def _without_split(features: Features, labelled: list[int]) -> list[str]:
 
 
 def _made(
-    features: Features, labelled: list[int], seed: int, test_fraction: float
+    features: Features,
+    labelled: list[int],
+    near: Sequence[str | None],
+    seed: int,
+    test_fraction: float,
 ) -> tuple[list[Split | None], list[str]]:
     keys = [features.keys[i] for i in labelled]
     labels = [str(features.y[i]) for i in labelled]
     groups = [features.groups[i] for i in labelled]
     hashes = [features.hashes[i] for i in labelled]
-    parts = assign_splits(
-        keys, labels, groups=groups, hashes=hashes, seed=seed, test_fraction=test_fraction
-    )
+    together: dict[str, Sequence[str | None]] = {
+        "groups": groups,
+        "hashes": hashes,
+        "near": [near[i] for i in labelled],
+    }
+    parts = assign_splits(keys, labels, **together, seed=seed, test_fraction=test_fraction)
     note = f"No test part was given: {test_fraction:.0%} of the images were set aside for it."
-    notes = [note, *split_notes(keys, labels, groups=groups, hashes=hashes)]
+    notes = [note, *_kept_together(near), *split_notes(keys, labels, **together)]
     return [parts.get(key) for key in features.keys], notes
 
 
-def _leaks(features: Features, splits: list[Split | None]) -> list[str]:
+def _kept_together(near: Sequence[str | None]) -> list[str]:
+    count = sum(name is not None for name in near)
+    if not count:
+        return []
+    note = (
+        f"{count} images are nearly identical to another one (re-encoded, resized, or cut a "
+        "little): they stand on one side of the split, and of each fold."
+    )
+    return [note]
+
+
+def _identical(features: Features, splits: list[Split | None]) -> list[str]:
     rows = [i for i, part in enumerate(splits) if part is not None]
-    pairs = leaks(
+    pairs = identical_across(
         [features.keys[i] for i in rows],
         [splits[i] for i in rows],
         [features.hashes[i] for i in rows],
@@ -125,6 +178,19 @@ def _leaks(features: Features, splits: list[Split | None]) -> list[str]:
             "figures on the test part are too good by as much."
         )
     ]
+
+
+def _near(leaked: Sequence[Leak]) -> list[str]:
+    """Test images of a given split that are nearly those of another part."""
+    near = [leak for leak in leaked if leak.kind == "near"]
+    if not near:
+        return []
+    are = "1 test image is" if len(near) == 1 else f"{len(near)} test images are"
+    note = (
+        f"{are} nearly identical to an image of another part, first {near[0].key} and "
+        f"{near[0].other_key}: leaks.csv lists them, and the figures say how much they change."
+    )
+    return [note]
 
 
 def _split_groups(features: Features, splits: list[Split | None]) -> list[str]:
@@ -156,23 +222,35 @@ def _checked(features: Features, result: Partition) -> Partition:
     notes = check_classes(
         [str(label) for label in features.y[train]], [str(label) for label in features.y[test]]
     )
-    return Partition(result.splits, result.given, (*result.notes, *notes))
+    return replace(result, notes=(*result.notes, *notes))
 
 
 def selection_folds(
-    features: Features, splits: list[Split | None], *, seed: int, n_folds: int = 5
+    features: Features,
+    splits: list[Split | None],
+    *,
+    seed: int,
+    n_folds: int = 5,
+    near: Sequence[str | None] | None = None,
 ) -> npt.NDArray[np.intp]:
     """The fold of each row, in which it is held out; -1 where it never is.
 
     One fold, the validation part, where there is one; else `n_folds` that keep groups and identical
-    images together, fewer where there are too few images, none (all -1) where two are too many.
+    images together, and those to which `near` gives one name; fewer where there are too few images,
+    none (all -1) where two are too many.
     """
     if "val" in splits:
         return np.array([0 if part == "val" else -1 for part in splits], dtype=np.intp)
-    return dealt_folds(features, seed=seed, n_folds=n_folds)
+    return dealt_folds(features, seed=seed, n_folds=n_folds, near=near)
 
 
-def dealt_folds(features: Features, *, seed: int, n_folds: int = 5) -> npt.NDArray[np.intp]:
+def dealt_folds(
+    features: Features,
+    *,
+    seed: int,
+    n_folds: int = 5,
+    near: Sequence[str | None] | None = None,
+) -> npt.NDArray[np.intp]:
     """As `selection_folds` without a validation part."""
     for count in range(n_folds, 1, -1):
         try:
@@ -182,6 +260,7 @@ def dealt_folds(features: Features, *, seed: int, n_folds: int = 5) -> npt.NDArr
                 keys=features.keys,
                 groups=features.groups,
                 hashes=features.hashes,
+                near=near,
                 seed=seed,
             )
         except DatasetError:

@@ -6,6 +6,7 @@ classifier/       see classifier.py
 evaluation.json   figures with intervals, protocol, versions
 predictions.csv   the test part: key, label, predicted, probability, correct, content_hash
 suspects.csv      training labels that out-of-fold predictions contradict
+leaks.csv         test images that also stand in another part, identical or nearly so
 failures.csv      images that could not be used, with the reason
 metrics.jsonl     what was measured while fitting, a line per event
 report.html       all of it on one page
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from dinoprobe.audit import Suspect
+    from dinoprobe.duplicates import Leak
 
 DEFAULT_FOLDER = "runs"
 _MAXIMUM_RUNS = 100_000
@@ -163,6 +165,12 @@ def write_suspects(path: Path, suspects: Sequence[Suspect]) -> None:
     header = ("key", "label", "predicted", "probability", "label_probability")
     rows = [(*s[:3], f"{s.probability:.4f}", f"{s.label_probability:.4f}") for s in suspects]
     write_table(path, header, rows)
+
+
+def write_leaks(path: Path, leaks: Sequence[Leak]) -> None:
+    """Write leaks.csv, in the order of the test images."""
+    header = ("key", "label", "other_key", "other_label", "kind", "correlation")
+    write_table(path, header, [(*leak[:5], f"{leak.correlation:.4f}") for leak in leaks])
 
 
 def write_metrics(path: Path, events: Iterable[dict[str, Any]]) -> None:

@@ -22,7 +22,8 @@ DESCRIBED = {"schema"} | set(
     re.findall(r"`([a-z_]+)`", (Path(__file__).parents[2] / "docs" / "json.md").read_text("utf-8"))
 )
 RUN_FILES = {
-    "classifier", "config.json", "evaluation.json", "failures.csv", "metrics.jsonl",
+    "classifier", "config.json", "evaluation.json", "failures.csv", "leaks.csv",
+    "metrics.jsonl",
     "predictions.csv", "report.html", "split.csv", "suspects.csv",
 }  # fmt: skip
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from tests.unit.test_train_calibration import config
 
 from dinoprobe.heads import frozen_choice, head_from_name
 from dinoprobe.heads.names import HEADS
-from dinoprobe.train.fit import chosen, fit_head
+from dinoprobe.partition import partition
+from dinoprobe.train.fit import chosen, fit, fit_head
 from dinoprobe.types import Features
 
 CHOSEN = {
@@ -51,3 +55,32 @@ def test_a_head_that_selects_gets_the_folds_and_keeps_its_choice(name: str) -> N
     np.testing.assert_allclose(
         refitted.predict_proba(features().X), fitted.predict_proba(features().X), atol=1e-9
     )
+
+
+@pytest.mark.parametrize(("name", "option"), [("ridge", "alpha"), ("lda", "shrinkage")])
+def test_a_choice_that_would_profit_from_the_test_part_does_not(name: str, option: str) -> None:
+    """The test part repeats the training rows, so that it asks for the weakest strength."""
+    rng = np.random.default_rng(0)
+    codes = np.arange(120) % 3
+    X = (0.5 * rng.normal(size=(3, 60))[codes] + rng.normal(size=(120, 60))).astype(np.float32)
+    labels = np.array(["a", "b", "c"], dtype=object)[rng.permutation(codes)]
+    labels[::2] = np.array(["a", "b", "c"], dtype=object)[codes][::2]  # half of them are noise
+    both = replace(
+        features(),
+        keys=tuple(map(str, range(240))),
+        X=np.concatenate([X, X]),
+        y=np.concatenate([labels, labels]),
+        hashes=tuple(map(str, range(240))),
+        splits=("train",) * 120 + ("test",) * 120,
+        groups=(None,) * 240,
+    )
+    parts = partition(both, seed=0, test_fraction=0.2)
+    training = both.select(parts.rows("train", "val"))
+    fitted = fit(config(head=name), None, None, training, parts, print)  # type: ignore[arg-type]
+    peeking = fit_head(head_from_name(name), both, np.repeat([-1, 0], 120))
+    assert getattr(peeking, f"{option}_") < getattr(fitted.head, f"{option}_")
+    garbage = replace(both, X=np.concatenate([X, 9 * rng.normal(size=X.shape).astype(np.float32)]))
+    again = partition(garbage, seed=0, test_fraction=0.2)
+    other = fit(config(head=name), None, None, training, again, print)  # type: ignore[arg-type]
+    assert chosen(other.head) == chosen(fitted.head)
+    assert np.array_equal(other.head.coef_, fitted.head.coef_)  # type: ignore[attr-defined]

@@ -26,7 +26,8 @@ def show_outcome(console: Console, folder: Path, outcome: Outcome, context: Cont
     evaluation = outcome.evaluation
     console.line()
     console.table(_figures(evaluation), right=[1])
-    told = [str(figures) for figures in (context.calibration, outcome.sets) if figures is not None]
+    figures = (outcome.without(context.leaks), context.calibration, outcome.sets)
+    told = [str(found) for found in figures if found is not None]
     if told:
         console.line()
     for sentence in told:

@@ -1,9 +1,10 @@
 """Which images are for training, testing and each validation fold.
 
-Images that belong together never part: those of one group (a patient, a scene) and identical ones
-(an equal content hash). The parts of that relation are the units, found by union-find in close to
-linear time. Units are ordered by a hash of the seed and their smallest key, so a split depends
-neither on the order of the files nor on a random generator, and adding images moves few old ones.
+Images that belong together never part: those of one group (a patient, a scene), identical ones (an
+equal content hash), and those to which `near` gives one name (nearly identical ones). The parts of
+that relation are the units, found by union-find in close to linear time. Units are ordered by a
+hash of the seed and their smallest key, so a split depends neither on the order of the files nor on
+a random generator, and adding images moves few old ones.
 """
 
 from __future__ import annotations
@@ -48,10 +49,11 @@ def assign_splits(
     *,
     groups: Sequence[str | None] | None = None,
     hashes: Sequence[str | None] | None = None,
+    near: Sequence[str | None] | None = None,
     seed: int = 0,
     test_fraction: float = 0.2,
 ) -> dict[str, Split]:
-    """Key -> 'train' or 'test', stratified by label; groups and identical images on one side.
+    """Key -> 'train' or 'test', stratified by label; what belongs together on one side.
 
     About `test_fraction` of the images of each class are for testing. A class with one unit is
     trained on (`split_notes` says which); every other has a unit in train and, where the units
@@ -61,7 +63,7 @@ def assign_splits(
         raise ConfigurationError(
             f"test_fraction is {test_fraction}. Expected a number between 0 and 1, such as 0.2."
         )
-    units = _units(keys, labels, groups, hashes, seed)
+    units = _units(keys, labels, (groups, hashes, near), seed)
     test = _choose_test(units, test_fraction)
     chosen: dict[str, Split] = {}
     for index, unit in enumerate(units):
@@ -77,6 +79,7 @@ def folds(
     keys: Sequence[str] | None = None,
     groups: Sequence[str | None] | None = None,
     hashes: Sequence[str | None] | None = None,
+    near: Sequence[str | None] | None = None,
     seed: int = 0,
 ) -> npt.NDArray[np.intp]:
     """The validation fold of each image, `(n,)`, with the rules of `assign_splits`.
@@ -91,7 +94,7 @@ def folds(
     if n_folds < 2:
         raise ConfigurationError(f"n_folds is {n_folds}. Expected 2 or more.")
     names = keys if keys is not None else _names(hashes, len(labels))
-    units = _units(names, labels, groups, hashes, seed)
+    units = _units(names, labels, (groups, hashes, near), seed)
     placed = _place_in_folds(units, n_folds)
     usable = sum(fold != ALWAYS_TRAIN for fold in placed)
     if usable < n_folds:
@@ -111,9 +114,10 @@ def split_notes(
     *,
     groups: Sequence[str | None] | None = None,
     hashes: Sequence[str | None] | None = None,
+    near: Sequence[str | None] | None = None,
 ) -> tuple[str, ...]:
     """What a user should know of a split: the classes that can not be tested."""
-    units = _units(keys, labels, groups, hashes, seed=0)
+    units = _units(keys, labels, (groups, hashes, near), seed=0)
     counts = Counter(label for unit in units for label in unit.counts)
     single = sorted(label for label, n in counts.items() if n == 1 and label is not None)
     if not single:
@@ -155,12 +159,11 @@ def _names(hashes: Sequence[str | None] | None, count: int) -> list[str]:
 def _units(
     keys: Sequence[str],
     labels: Sequence[Label],
-    groups: Sequence[str | None] | None,
-    hashes: Sequence[str | None] | None,
+    columns: Iterable[Sequence[str | None] | None],
     seed: int,
 ) -> list[_Unit]:
     """The units in their order. Raises ValueError when the sequences differ in length."""
-    roots = _components(len(keys), [column for column in (groups, hashes) if column is not None])
+    roots = _components(len(keys), [column for column in columns if column is not None])
     members: dict[int, list[int]] = defaultdict(list)
     for row, (root, _key, _label) in enumerate(zip(roots, keys, labels, strict=True)):
         members[root].append(row)

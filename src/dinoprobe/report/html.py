@@ -175,6 +175,10 @@ def _accuracies(summary: ReportInput, figures: Figures) -> list[Accuracy]:
     rows = []
     if figures.accuracy is not None:
         rows.append(Accuracy("This classifier", figures.accuracy, figures.interval, "this"))
+    clean = summary.without_leaks
+    if clean is not None and clean.accuracy is not None:
+        name = f"Without {wording.plural(clean.left_out, 'leaked test image')}"
+        rows.append(Accuracy(name, clean.accuracy, clean.interval, "other"))
     if summary.baseline:
         base = summary.baseline
         rows.append(Accuracy(base.name, base.accuracy, base.interval, "other"))

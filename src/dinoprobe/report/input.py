@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from dinoprobe.duplicates import WithoutLeaks
     from dinoprobe.types import Failure
 
 Interval = tuple[float, float]
@@ -69,6 +70,7 @@ class ReportInput:
     - run: `protocol`, `seed`, `command`, `created`, `dataset_uri`, `dataset_digest`, `device`,
       `seconds`, `versions` (a mapping of library to version).
 
+    `without_leaks` is the accuracy without test images that stand in another part.
     `suspects` are training images with their label as `true`, the most doubtful first.
     `counts` are images by split and class, `ignored` files that are not images by reason.
     `calibration` and `sets` are sentences. `thumbnails` are small JPEG, PNG or WebP files by key.
@@ -80,6 +82,7 @@ class ReportInput:
     head: Mapping[str, object] = field(default_factory=dict)
     run: Mapping[str, object] = field(default_factory=dict)
     baseline: Baseline | None = None
+    without_leaks: WithoutLeaks | None = None
     predictions: Sequence[Prediction] = ()
     suspects: Sequence[Prediction] = ()
     thumbnails: Mapping[str, bytes] = field(default_factory=dict)

@@ -72,6 +72,7 @@ def caveats(summary: ReportInput, figures: Figures) -> list[str]:
     """What a reader must know before believing the figures."""
     found = [
         _builtin(summary),
+        str(summary.without_leaks or ""),
         _baseline(summary, figures),
         _few_images(figures),
         _few_per_class(figures),

@@ -73,8 +73,9 @@ def fit(
 
     Raises HeadError, and ConfigurationError for options that do not fit each other.
     """
-    kept = [parts.splits[i] for i in parts.rows("train", "val")]
-    folds = selection_folds(training, kept, seed=config.seed)
+    rows = parts.rows("train", "val")
+    kept, near = [parts.splits[i] for i in rows], [parts.near[i] for i in rows]
+    folds = selection_folds(training, kept, seed=config.seed, near=near)
     head = seeded(head_from_name(config.head, **head_options(config)), config)
     if isinstance(head, LinearProbe) and config.on_the_fly:
         augmentation = AUGMENTATIONS[config.augment]
@@ -83,7 +84,8 @@ def fit(
         fitted, failures = fit_head(head, training, folds), []
         events = _events(fitted, say)
     choice = frozen_choice(fitted)
-    audited = out_of_fold(choice, training.X, training.y, dealt_folds(training, seed=config.seed))
+    dealt = dealt_folds(training, seed=config.seed, near=near)
+    audited = out_of_fold(choice, training.X, training.y, dealt)
     suspects = suspicious_labels(audited, training.keys)
     judged = audited
     calibration, sets = None, None

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from dinoprobe.calibration import tested
 from dinoprobe.classifier import ImageClassifier, training_digest
 from dinoprobe.datasets import write_split
+from dinoprobe.duplicates import near_duplicates, too_many
 from dinoprobe.encoder import open_encoder
 from dinoprobe.engine import embed
+from dinoprobe.errors import ImageError
 from dinoprobe.files import write_json
 from dinoprobe.heads import prior_shares
 from dinoprobe.outcome import (
@@ -23,10 +25,11 @@ from dinoprobe.outcome import (
     report_input,
     write_outcome,
 )
-from dinoprobe.partition import check_labels, partition
+from dinoprobe.partition import check_labels, partition, set_aside
+from dinoprobe.preprocess import prepare
 from dinoprobe.quantize import int8_for
 from dinoprobe.report import render_card
-from dinoprobe.run import check_out, new_run, write_metrics, write_suspects
+from dinoprobe.run import check_out, new_run, write_leaks, write_metrics, write_suspects
 from dinoprobe.store import FeatureStore
 from dinoprobe.train.config import CONFIG_SCHEMA, TrainConfig, check_head, resolved
 from dinoprobe.train.fit import Fit, chosen, fit, protocol
@@ -37,13 +40,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    import torch
+
     from dinoprobe.audit import Suspect
     from dinoprobe.calibration import Calibration
+    from dinoprobe.duplicates import NearPair
+    from dinoprobe.encoder import Encoder
     from dinoprobe.encoder.hub import Transfer
     from dinoprobe.engine import Embedding
     from dinoprobe.partition import Partition
     from dinoprobe.report import Baseline
-    from dinoprobe.types import Failure, Features, Progress
+    from dinoprobe.types import Dataset, Failure, Features, Progress
 
 SCHEMA = "dinoprobe.train/1"
 
@@ -94,8 +101,9 @@ def train(
         progress=progress or NoProgress(),
     )
     features = embedding.features
-    parts = partition(features, seed=config.seed, test_fraction=config.test_fraction)
-    notes = (*dataset.notes, *encoder.notes, *embedding.notes, *parts.notes)
+    pairs, more = _near_pairs(features, dataset, encoder)
+    parts = partition(features, seed=config.seed, test_fraction=config.test_fraction, pairs=pairs)
+    notes = (*dataset.notes, *encoder.notes, *embedding.notes, *more, *parts.notes)
     for note in notes:
         say(note)
     training = features.select(parts.rows("train", "val"))
@@ -120,6 +128,7 @@ def train(
         events=fitted.events,
         baseline=baseline,
         suspects=fitted.suspects,
+        leaks=parts.leaks,
     )
     test = features.select(parts.rows("test"))
     outcome = judge(classifier, test)
@@ -127,6 +136,26 @@ def train(
         calibration = _tested(fitted, fitted.calibration, classifier, test)
         context = replace(context, calibration=calibration)
     return _save(resolved(config, encoder), classifier, embedding, parts, fitted, context, outcome)
+
+
+def _near_pairs(
+    features: Features, dataset: Dataset, encoder: Encoder
+) -> tuple[list[NearPair], list[str]]:
+    """Nearly identical images, and a note where there are too many images to look for them."""
+    if too_many(features):
+        note = (
+            f"{len(features):,} images are too many to look for nearly identical ones among them."
+        )
+        return [], [note]
+    samples = {sample.key: sample for sample in dataset.samples}
+
+    def read(row: int) -> torch.Tensor | None:
+        try:
+            return prepare(samples[features.keys[row]].source.read(), encoder.preprocessing)
+        except (ImageError, OSError):
+            return None  # the file changed since it was embedded
+
+    return near_duplicates(features, read, set_aside(features)), []
 
 
 def _tested(
@@ -185,6 +214,7 @@ def _save(
         write_json(staged.folder / "config.json", {"schema": CONFIG_SCHEMA, **config.to_dict()})
         write_split(staged.folder / "split.csv", _split_rows(embedding.features, parts))
         write_suspects(staged.folder / "suspects.csv", fitted.suspects)
+        write_leaks(staged.folder / "leaks.csv", context.leaks)
         write_metrics(staged.folder / "metrics.jsonl", fitted.events)
         write_outcome(staged.folder, classifier, outcome, context)
         classifier.save(
