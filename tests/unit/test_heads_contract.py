@@ -136,6 +136,45 @@ def test_one_sample_of_each_class(head):
     assert head.fit(X, y).predict_proba(X).shape == (3, 3)
 
 
+SHAPES = {  # rows of each class, features
+    "binary": ([40, 50], 6),
+    "many classes": ([6] * 30, 12),
+    "one row in a class": ([30, 30, 1], 6),
+    "one row in all but one": ([30, 1, 1, 1], 6),
+    "more classes than features": ([12] * 20, 3),
+    "one feature": ([30, 30, 30], 1),
+    "fewer rows than features": ([5, 6, 7], 90),
+    "two rows": ([1, 1], 4),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("features", ["any", "constant", "mostly constant", "twice"])
+def test_degenerate_rows_are_fitted(head, shape, features):
+    """Every shape gives finite probabilities, and where classes lie apart the right answers."""
+    counts, d = shape
+    rng = np.random.default_rng(0)
+    codes = np.repeat(np.arange(len(counts)), counts)
+    X = 20 * rng.normal(size=(len(counts), d))[codes] + rng.normal(size=(len(codes), d))
+    if features == "constant":
+        X[:] = 2.5
+    if features == "mostly constant":
+        X[:, 1:] = 2.5
+    if features == "twice":
+        X = np.hstack([X, X])
+    y = np.array([f"c{code:02d}" for code in codes], dtype=object)
+    if features == "constant" and getattr(head, "estimator", "").endswith("GaussianNB"):
+        with np.errstate(all="ignore"), pytest.raises(HeadError, match="GaussianNB gives"):
+            head.fit(X, y).predict_proba(X)  # it divides by variances of 0
+        return
+    probabilities = head.fit(X.astype(np.float32), y).predict_proba(X.astype(np.float32))
+    assert probabilities.shape == (len(X), len(counts))
+    assert np.isfinite(probabilities).all()
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-9)
+    if isinstance(head, LDAProbe) and features in {"any", "twice"} and d > 1:
+        assert (head.predict(X) == y).mean() > 0.9
+
+
 def test_head_from_name():
     assert head_from_name("linear", epochs=3).get_params()["epochs"] == 3
     assert isinstance(head_from_name("logistic"), LogisticProbe)

@@ -68,6 +68,11 @@ class SklearnProbe(ProbeBase):
                 f"{len(self.classes_)} classes; expected one for each. Use its one-against-rest "
                 f'form, such as decision_function_shape="ovr".'
             )
+        if not np.isfinite(probabilities).all():
+            raise HeadError(
+                f"{self.estimator} gives probabilities that are NaN or infinite; expected finite "
+                f"ones. Its training features may be constant: take another head."
+            )
         return probabilities
 
 
