@@ -27,10 +27,12 @@ if TYPE_CHECKING:
         LDAProbe,
         LinearProbe,
         LogisticProbe,
+        MultiLabelProbe,
         PrototypeProbe,
         RidgeProbe,
         SklearnProbe,
     )
+    from dinoprobe.multilabel import MultiLabelEvaluation, evaluate_labels
     from dinoprobe.preprocess import Preprocessing
     from dinoprobe.store import FeatureStore
     from dinoprobe.types import Dataset, Failure, Features, Sample
@@ -51,6 +53,8 @@ _HOMES = {
     "LDAProbe": "heads",
     "LinearProbe": "heads",
     "LogisticProbe": "heads",
+    "MultiLabelEvaluation": "multilabel",
+    "MultiLabelProbe": "heads",
     "Prediction": "classifier",
     "Preprocessing": "preprocess",
     "PrototypeProbe": "heads",
@@ -59,6 +63,7 @@ _HOMES = {
     "SklearnProbe": "heads",
     "embed": "api",
     "evaluate": "evaluation",
+    "evaluate_labels": "multilabel",
     "open_dataset": "datasets",
 }
 
@@ -76,6 +81,8 @@ __all__ = [
     "LDAProbe",
     "LinearProbe",
     "LogisticProbe",
+    "MultiLabelEvaluation",
+    "MultiLabelProbe",
     "Prediction",
     "Preprocessing",
     "PrototypeProbe",
@@ -84,6 +91,7 @@ __all__ = [
     "SklearnProbe",
     "embed",
     "evaluate",
+    "evaluate_labels",
     "open_dataset",
 ]
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from dinoprobe.encoder import Encoder, EncoderPlace, EncoderReference, Int8
     from dinoprobe.encoder.hub import Transfer
     from dinoprobe.engine import Encoded
-    from dinoprobe.heads import PredictionSets, ProbeBase
+    from dinoprobe.heads import MultiLabelProbe, PredictionSets, ProbeBase
 
 FORMAT = "dinoprobe-classifier"
 FORMAT_VERSION = 1
@@ -82,7 +82,9 @@ class Prediction:
     `top` is sorted from the most probable class down; empty, with `label` None, after a failure.
     `labels` is the prediction set, sorted likewise: the label is among them with the coverage that
     the classifier was trained for; None after a failure, and without sets. `abstained` says that
-    the best probability was below the asked one: `label` is None, and `top` still there.
+    the best probability was below the asked one: `label` is None, and `top` still there. Of a head
+    with several labels an image, `labels` are those that reach their thresholds, and `label` is the
+    most probable of them, None without any.
     """
 
     key: str
@@ -99,13 +101,14 @@ class ImageClassifier:
     """A frozen encoder with a fitted head.
 
     `training` and `figures` are JSON values that travel with it: what it was trained on, and what
-    was measured. `sets` decides which labels stand in a prediction's set, None for no sets.
+    was measured. `sets` decides which labels stand in a prediction's set, None for no sets; a
+    `MultiLabelProbe` has thresholds of its own.
     """
 
     def __init__(
         self,
         encoder: Encoder,
-        head: ProbeBase,
+        head: ProbeBase | MultiLabelProbe,
         *,
         training: dict[str, Any] | None = None,
         figures: dict[str, Any] | None = None,
@@ -168,6 +171,11 @@ class ImageClassifier:
         names = self.head.classes_
         top = tuple(Score(str(names[i]), float(probabilities[i])) for i in order[: max(1, top_k)])
         labels = None
+        if (thresholds := getattr(self.head, "thresholds_", None)) is not None:
+            given = [i for i in order if probabilities[i] >= thresholds[i]]
+            label = str(names[given[0]]) if given else None
+            sure = float(probabilities[(given or order)[0]])
+            return Prediction(key, label, sure, top, labels=tuple(str(names[i]) for i in given))
         if self.sets is not None:
             (members,) = self.sets.members(probabilities[None])
             labels = tuple(str(names[i]) for i in order if members[i])
@@ -307,7 +315,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _load_head(folder: Path, config: dict[str, Any]) -> ProbeBase:
+def _load_head(folder: Path, config: dict[str, Any]) -> ProbeBase | MultiLabelProbe:
     from dinoprobe.files import load_tensors, sha256_file
     from dinoprobe.heads import from_state
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dinoprobe.calibration import SetFigures, judge_sets
 from dinoprobe.duplicates import WithoutLeaks, without_leaks
 from dinoprobe.engine import write_failures
+from dinoprobe.errors import HeadError
 from dinoprobe.evaluation import Evaluation, evaluate
 from dinoprobe.files import to_json, write_atomic
 from dinoprobe.report import Baseline, EpochPoint, ReportInput, SelectionPoint, render_report
@@ -83,7 +84,12 @@ class Context:
 
 
 def judge(classifier: ImageClassifier, features: Features) -> Outcome:
-    """Evaluate on features that all have labels."""
+    """Evaluate on features that all have labels. Raises HeadError for several labels an image."""
+    if hasattr(classifier.head, "thresholds_"):
+        raise HeadError(
+            "The classifier gives several labels an image, and these figures are of one; expected "
+            "a head with one. Judge it in Python: dinoprobe.multilabel.evaluate_labels."
+        )
     probabilities = classifier.predict_features(features.X)
     labels = [str(label) for label in features.y]
     best = probabilities.argmax(axis=1)

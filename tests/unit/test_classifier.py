@@ -19,7 +19,7 @@ from dinoprobe.errors import (
     FormatError,
     MismatchError,
 )
-from dinoprobe.heads import KNNProbe, LogisticProbe, PredictionSets
+from dinoprobe.heads import KNNProbe, LogisticProbe, MultiLabelProbe, PredictionSets
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,6 +81,32 @@ def test_predictions_have_sorted_top_and_failures(classifier: ImageClassifier) -
     assert broken.failure is not None
     assert broken.failure.reason
     assert other.failure is None
+
+
+def test_several_labels_an_image_are_those_above_their_thresholds(
+    encoder: Encoder, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, encoder.dimension)).astype(np.float32)
+    head = MultiLabelProbe(C=1.0).fit(X, rng.integers(0, 2, (60, 3)), classes=["a", "c", "b"])
+    ImageClassifier(encoder, head).save(tmp_path / "c")
+    loaded = ImageClassifier.load(tmp_path / "c", device="cpu")
+    assert loaded.classes == ("a", "c", "b")
+    np.testing.assert_array_equal(loaded.predict_features(X), head.predict_proba(X))
+    image = png(1)
+    (found,) = loaded.predict([image])
+    by_label = {score.label: score.probability for score in found.top}
+    for lows, labels in (
+        ([0.0, 0.0, 0.0], sorted(by_label, key=lambda name: -by_label[name])),
+        ([2.0, 0.0, 2.0], ["c"]),
+        ([2.0, 2.0, 2.0], []),
+    ):
+        loaded.head.thresholds_ = np.array(lows)
+        (found,) = loaded.predict([image])
+        assert found.labels == tuple(labels)
+        assert found.label == (labels[0] if labels else None)
+        assert found.probability == by_label[labels[0] if labels else found.top[0].label]
+        assert not found.abstained
 
 
 def test_only_the_head_is_saved(classifier: ImageClassifier, tmp_path: Path) -> None:

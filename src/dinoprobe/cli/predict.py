@@ -216,7 +216,7 @@ def _in_words(prediction: Prediction) -> str:
     if prediction.failure is not None:
         return f"failed: {prediction.failure.reason}"
     shown = [f"{score.label} {100 * score.probability:.1f} %" for score in prediction.top[:3]]
-    if prediction.abstained:
+    if prediction.label is None:
         return f"no label   ({', '.join(shown)})"
     sure = f"{prediction.label}  {100 * (prediction.probability or 0):.1f} %"
     return sure + (f"   ({', '.join(shown[1:])})" if shown[1:] else "")

@@ -10,6 +10,7 @@ from dinoprobe.heads.conformal import PredictionSets, check_sets, fit_sets
 from dinoprobe.heads.lda import LDAProbe
 from dinoprobe.heads.linear import LinearProbe, LinearTraining
 from dinoprobe.heads.logistic import LogisticProbe
+from dinoprobe.heads.multilabel import MultiLabelProbe
 from dinoprobe.heads.names import HEADS, check_options, head_from_name
 from dinoprobe.heads.neighbors import KNNProbe
 from dinoprobe.heads.out_of_fold import OutOfFold, frozen_choice, out_of_fold
@@ -43,6 +44,7 @@ __all__ = [
     "LinearProbe",
     "LinearTraining",
     "LogisticProbe",
+    "MultiLabelProbe",
     "OutOfFold",
     "PredictionSets",
     "ProbeBase",

@@ -78,13 +78,7 @@ class LinearBase(ProbeBase):
 
     def logits(self, X: npt.ArrayLike) -> Float64s:
         """Scores `(n, k)` before the softmax; also for two classes."""
-        if not hasattr(self, "coef_"):
-            check_is_fitted(self)
-        weight = self.coef_.T.astype(np.float64)
-        features = check_features(self, X)
-        with one_blas_thread():
-            product = in_blocks(features, lambda rows: rows @ weight)
-        return product + self.intercept_
+        return linear_logits(self, X)
 
     def predict_proba(self, X: npt.ArrayLike) -> Float64s:
         """Probabilities `(n, k)` in the order of `classes_`: the softmax of the logits."""
@@ -97,6 +91,24 @@ class LinearBase(ProbeBase):
         self.coef_ = weight.astype(np.float32)
         self.intercept_ = intercept.astype(np.float32)
         self.temperature_ = temperature
+
+
+def linear_logits(head: Any, X: npt.ArrayLike) -> Float64s:
+    """Scores `(n, k)` of a head with `coef_` and `intercept_`."""
+    if not hasattr(head, "coef_"):
+        check_is_fitted(head)
+    weight = head.coef_.T.astype(np.float64)
+    features = check_features(head, X)
+    with one_blas_thread():
+        product = in_blocks(features, lambda rows: rows @ weight)
+    return np.asarray(product + head.intercept_)
+
+
+def check_rows(head: Any, X: npt.ArrayLike) -> Any:
+    """Finite features `(n, d)` to fit on; sets `n_features_in_`."""
+    rows = validate_data(head, X, dtype=(np.float32, np.float64), ensure_all_finite=False)
+    _require_finite(head, rows)
+    return rows
 
 
 def check_training(head: ProbeBase, X: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Any, Codes]:
@@ -132,7 +144,7 @@ def require_classes(head: ProbeBase, classes: npt.NDArray[Any], row_count: int) 
         )
 
 
-def check_features(head: ProbeBase, X: npt.ArrayLike) -> Float64s:
+def check_features(head: Any, X: npt.ArrayLike) -> Float64s:
     """Finite float64 features `(n, d)` with as many columns as the head was fitted on."""
     rows: Float64s = validate_data(head, X, reset=False, dtype=np.float64, ensure_all_finite=False)
     _require_finite(head, rows)

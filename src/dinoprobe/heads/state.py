@@ -17,6 +17,7 @@ import sklearn
 
 from dinoprobe.errors import ConfigurationError, FormatError, HeadError, MismatchError
 from dinoprobe.heads.base import LinearBase, ProbeBase
+from dinoprobe.heads.multilabel import MultiLabelProbe
 from dinoprobe.heads.neighbors import KNNProbe, normalized
 from dinoprobe.heads.wrapped import SklearnProbe, make_estimator
 
@@ -38,7 +39,7 @@ class FittedLinear(LinearBase):
     """A linear head that was loaded: it predicts, and is not fitted again."""
 
 
-def to_state(head: ProbeBase) -> tuple[Config, Arrays]:
+def to_state(head: ProbeBase | MultiLabelProbe) -> tuple[Config, Arrays]:
     """What `from_state` needs: values that JSON can hold, and arrays.
 
     Raises HeadError for a head that is not fitted, or that can not be saved, such as one with
@@ -50,6 +51,9 @@ def to_state(head: ProbeBase) -> tuple[Config, Arrays]:
     if not all(isinstance(label, str) for label in classes):
         raise HeadError(f"The labels are {classes[:3]}…; only a head with string labels is saved.")
     common = {"format": FORMAT, "classes": classes, "n_features": int(head.n_features_in_)}
+    if isinstance(head, MultiLabelProbe):
+        linear = {"weight": head.coef_, "bias": head.intercept_}
+        return {**common, "kind": "multilabel"}, {**linear, "thresholds": head.thresholds_}
     if isinstance(head, LinearBase):
         return {**common, "kind": "linear"}, {"weight": head.coef_, "bias": head.intercept_}
     if isinstance(head, KNNProbe):
@@ -59,12 +63,15 @@ def to_state(head: ProbeBase) -> tuple[Config, Arrays]:
     raise HeadError(f"{type(head).__name__} can not be saved; expected a head of this package.")
 
 
-def from_state(config: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> ProbeBase:
+def from_state(
+    config: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]
+) -> ProbeBase | MultiLabelProbe:
     """The head that `to_state` took apart, ready to predict; FormatError for anything else.
 
     A scikit-learn head is fitted again; MismatchError when it then predicts differently.
     """
-    readers: dict[str, Callable[[Config, Arrays], ProbeBase]] = {
+    readers: dict[str, Callable[[Config, Arrays], ProbeBase | MultiLabelProbe]] = {
+        "multilabel": _read_multilabel,
         "linear": _read_linear,
         "knn": _read_knn,
         "sklearn": _read_sklearn,
@@ -113,6 +120,16 @@ def _read_linear(config: Config, arrays: Arrays) -> FittedLinear:
     head = FittedLinear()
     head.coef_ = _floats(arrays, "weight", (k, d), np.float32)
     head.intercept_ = _floats(arrays, "bias", (k,), np.float32)
+    return head
+
+
+def _read_multilabel(config: Config, arrays: Arrays) -> MultiLabelProbe:
+    _check_keys(config, arrays, COMMON_KEYS, {"weight", "bias", "thresholds"})
+    k, d = len(config["classes"]), config["n_features"]
+    head = MultiLabelProbe()
+    head.coef_ = _floats(arrays, "weight", (k, d), np.float32)
+    head.intercept_ = _floats(arrays, "bias", (k,), np.float32)
+    head.thresholds_ = _floats(arrays, "thresholds", (k,), np.float64)
     return head
 
 
@@ -193,7 +210,10 @@ def _check_common(config: Config) -> None:
     classes, n_features = config.get("classes"), config.get("n_features")
     if not isinstance(classes, list) or not all(isinstance(label, str) for label in classes):
         _refuse(f"classes of type {type(classes).__name__}", "a list of strings")
-    if len(classes) < 2 or sorted(set(classes)) != classes:
+    if config["kind"] == "multilabel":
+        if not classes or len(set(classes)) != len(classes):
+            _refuse(f"{len(classes)} classes", "at least 1, each once")
+    elif len(classes) < 2 or sorted(set(classes)) != classes:
         _refuse(f"{len(classes)} classes", "at least 2, sorted, each once")
     if type(n_features) is not int or n_features < 1:
         _refuse(f"n_features {n_features!r}", "a number from 1")
