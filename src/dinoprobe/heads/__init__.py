@@ -3,6 +3,14 @@
 Importing this package imports torch and scikit-learn; callers do it inside functions.
 """
 
+from dinoprobe.heads.abstention import MEASURES as ABSTENTION_MEASURES
+from dinoprobe.heads.abstention import (
+    Abstention,
+    check_abstention,
+    confidence,
+    fit_abstention,
+    least_count,
+)
 from dinoprobe.heads.base import Head, LinearBase, ProbeBase
 from dinoprobe.heads.calibration import apply_temperature, at_temperature, fit_temperature
 from dinoprobe.heads.conformal import METHODS as SET_METHODS
@@ -13,6 +21,8 @@ from dinoprobe.heads.logistic import LogisticProbe
 from dinoprobe.heads.multilabel import MultiLabelProbe
 from dinoprobe.heads.names import HEADS, check_options, head_from_name
 from dinoprobe.heads.neighbors import KNNProbe
+from dinoprobe.heads.novelty import METHODS as NOVELTY_METHODS
+from dinoprobe.heads.novelty import Novelty, check_novelty, fit_novelty, left_out_scores
 from dinoprobe.heads.out_of_fold import OutOfFold, frozen_choice, out_of_fold
 from dinoprobe.heads.prior import (
     apply_prior,
@@ -31,10 +41,13 @@ from dinoprobe.heads.state import from_state, to_state
 from dinoprobe.heads.wrapped import SklearnProbe, sklearn_probe, with_random_state
 
 __all__ = [
+    "ABSTENTION_MEASURES",
     "CALIBRATION_METHODS",
     "HEADS",
+    "NOVELTY_METHODS",
     "RULES",
     "SET_METHODS",
+    "Abstention",
     "Candidate",
     "Head",
     "Judged",
@@ -45,6 +58,7 @@ __all__ = [
     "LinearTraining",
     "LogisticProbe",
     "MultiLabelProbe",
+    "Novelty",
     "OutOfFold",
     "PredictionSets",
     "ProbeBase",
@@ -55,16 +69,23 @@ __all__ = [
     "apply_prior",
     "apply_temperature",
     "at_temperature",
+    "check_abstention",
+    "check_novelty",
     "check_options",
     "check_sets",
     "class_prior",
+    "confidence",
     "estimate_prior",
+    "fit_abstention",
+    "fit_novelty",
     "fit_scaling",
     "fit_sets",
     "fit_temperature",
     "from_state",
     "frozen_choice",
     "head_from_name",
+    "least_count",
+    "left_out_scores",
     "out_of_fold",
     "prior_shares",
     "search",
