@@ -2,8 +2,9 @@
 
     config.json         format and version, encoder by id, commit and digest, preprocessing,
                         pooling, precision, fingerprint, the head's values, training, figures,
-                        thresholds of prediction sets
+                        thresholds of prediction sets, of novelty and of abstention
     head.safetensors    the head's arrays; its SHA-256 stands in config.json
+    novelty.safetensors    what tells images unlike the training images; likewise, 1 to 5 MB
     README.md           a model card
     int8/               only in that precision: the graph that was calibrated
     encoder/            only when bundled: the encoder's own files with its licence
@@ -39,12 +40,13 @@ if TYPE_CHECKING:
     from dinoprobe.encoder import Encoder, EncoderPlace, EncoderReference, Int8
     from dinoprobe.encoder.hub import Transfer
     from dinoprobe.engine import Encoded
-    from dinoprobe.heads import MultiLabelProbe, PredictionSets, ProbeBase
+    from dinoprobe.heads import Abstention, MultiLabelProbe, Novelty, PredictionSets, ProbeBase
 
 FORMAT = "dinoprobe-classifier"
 FORMAT_VERSION = 1
 _CONFIG_FILE = "config.json"
 _HEAD_FILE = "head.safetensors"
+_NOVELTY_FILE = "novelty.safetensors"
 _ENCODER_FOLDER = "encoder"
 _STAGING_FOLDER = ".encoder.new"
 _INT8_FOLDER = "int8"
@@ -82,9 +84,11 @@ class Prediction:
     `top` is sorted from the most probable class down; empty, with `label` None, after a failure.
     `labels` is the prediction set, sorted likewise: the label is among them with the coverage that
     the classifier was trained for; None after a failure, and without sets. `abstained` says that
-    the best probability was below the asked one: `label` is None, and `top` still there. Of a head
-    with several labels an image, `labels` are those that reach their thresholds, and `label` is the
-    most probable of them, None without any.
+    the best probability was below the asked one, or the classifier's rule says not to answer:
+    `label` is None, and `top` still there. `novel` says that the image is unlike all training
+    images, for its `novelty` is above the classifier's threshold; None where it has no measure. Of
+    a head with several labels an image, `labels` are those that reach their thresholds, and `label`
+    is the most probable of them, None without any.
     """
 
     key: str
@@ -94,6 +98,8 @@ class Prediction:
     failure: Failure | None = None
     labels: tuple[str, ...] | None = None
     abstained: bool = False
+    novelty: float | None = None
+    novel: bool = False
 
 
 @final
@@ -101,7 +107,8 @@ class ImageClassifier:
     """A frozen encoder with a fitted head.
 
     `training` and `figures` are JSON values that travel with it: what it was trained on, and what
-    was measured. `sets` decides which labels stand in a prediction's set, None for no sets; a
+    was measured. `sets` decides which labels stand in a prediction's set, `novelty` which images
+    are unlike the training images, `abstention` which are not answered; None for none of it. A
     `MultiLabelProbe` has thresholds of its own.
     """
 
@@ -113,12 +120,16 @@ class ImageClassifier:
         training: dict[str, Any] | None = None,
         figures: dict[str, Any] | None = None,
         sets: PredictionSets | None = None,
+        novelty: Novelty | None = None,
+        abstention: Abstention | None = None,
     ) -> None:
         self.encoder = encoder
         self.head = head
         self.training = training or {}
         self.figures = figures or {}
         self.sets = sets
+        self.novelty = novelty
+        self.abstention = abstention
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -130,18 +141,19 @@ class ImageClassifier:
         return self.head.predict_proba(X)
 
     def predict(
-        self, images: object, *, top_k: int = 5, abstain_below: float = 0.0
+        self, images: object, *, top_k: int = 5, abstain_below: float | None = None
     ) -> list[Prediction]:
         """One `Prediction` per image, in their order; no label below the probability.
 
         `images` is whatever `open_dataset` takes: a path, a list of paths, a folder, arrays, PIL
-        images, bytes. A broken image gives a prediction with a failure. Raises DatasetError when
-        nothing is there.
+        images, bytes. A broken image gives a prediction with a failure. Without `abstain_below`
+        the classifier's own rule decides; 0 always answers. Raises DatasetError when nothing is
+        there.
         """
         return list(self.predict_iter(images, top_k=top_k, abstain_below=abstain_below))
 
     def predict_iter(
-        self, images: object, *, top_k: int = 5, abstain_below: float = 0.0
+        self, images: object, *, top_k: int = 5, abstain_below: float | None = None
     ) -> Iterator[Prediction]:
         """As `predict`, one after the other: memory does not grow with the number of images."""
         from dinoprobe.datasets import open_dataset
@@ -149,24 +161,55 @@ class ImageClassifier:
 
         found = encode(open_dataset(images).samples, self.encoder)
         while block := list(islice(found, _BLOCK_ROWS)):
-            for prediction in self._predict_block(block, top_k):
-                yield abstaining(prediction, abstain_below)
+            yield from self._predict_block(block, top_k, abstain_below)
 
-    def _predict_block(self, block: list[Encoded | Failure], top_k: int) -> Iterator[Prediction]:
+    def _predict_block(
+        self, block: list[Encoded | Failure], top_k: int, abstain_below: float | None
+    ) -> Iterator[Prediction]:
         import numpy as np
 
         rows = [item.row for item in block if not isinstance(item, Failure)]
-        answers = iter(self.predict_features(np.stack(rows)) if rows else ())
+        answers = iter(self._answers(np.stack(rows), top_k, abstain_below) if rows else ())
         for item in block:
             if isinstance(item, Failure):
                 yield Prediction(item.key, None, None, failure=item)
             else:
-                yield self.prediction(item.key, next(answers), top_k)
+                yield replace(next(answers), key=item.key)
+
+    def _answers(
+        self, X: npt.NDArray[np.float32], top_k: int, abstain_below: float | None
+    ) -> Iterator[Prediction]:
+        """Predictions of features `(n, dimension)`, without their keys."""
+        probabilities = self.predict_features(X)
+        scores = self.novelty_scores(X)
+        answered = self.answered(probabilities, scores, abstain_below)
+        for i, row in enumerate(probabilities):
+            found = self.prediction("", row, top_k)
+            if scores is not None and self.novelty is not None:
+                novel = bool(scores[i] > self.novelty.threshold)
+                found = replace(found, novelty=float(scores[i]), novel=novel)
+            yield found if answered[i] else replace(found, label=None, abstained=True)
+
+    def novelty_scores(self, X: npt.NDArray[np.float32]) -> npt.NDArray[np.float64] | None:
+        """How strange each row of features is, `(n,)`; None without a measure."""
+        return None if self.novelty is None else self.novelty.scores(X)
+
+    def answered(
+        self,
+        probabilities: npt.NDArray[np.float64],
+        scores: npt.NDArray[np.float64] | None,
+        abstain_below: float | None = None,
+    ) -> npt.NDArray[np.bool_]:
+        """Which rows have an answer: by the probability, or by the rule where none is given."""
+        if abstain_below is None and self.abstention is not None:
+            return self.abstention.answers(probabilities, scores)
+        found: npt.NDArray[np.bool_] = probabilities.max(axis=1) >= (abstain_below or 0.0)
+        return found
 
     def prediction(
         self, key: str, probabilities: npt.NDArray[np.float64], top_k: int
     ) -> Prediction:
-        """The `Prediction` for one row of probabilities `(classes,)`."""
+        """The `Prediction` for one row of probabilities `(classes,)`, answered in any case."""
         order = (-probabilities).argsort(kind="stable")
         names = self.head.classes_
         top = tuple(Score(str(names[i]), float(probabilities[i])) for i in order[: max(1, top_k)])
@@ -202,7 +245,8 @@ class ImageClassifier:
             write_atomic(folder / "README.md", card)
         _save_int8(self.encoder.int8, folder / _INT8_FOLDER)
         config = self._config(state, sha256_file(folder / _HEAD_FILE), bundled=bundle_encoder)
-        write_json(folder / _CONFIG_FILE, config)
+        novelty = _save_novelty(self.novelty, folder / _NOVELTY_FILE)
+        write_json(folder / _CONFIG_FILE, {**config, "novelty": novelty})
 
     def _config(self, state: dict[str, Any], head_digest: str, *, bundled: bool) -> dict[str, Any]:
         from dinoprobe import __version__
@@ -231,6 +275,7 @@ class ImageClassifier:
             "training": self.training,
             "figures": self.figures,
             "sets": self.sets and self.sets.to_dict(),
+            "abstention": self.abstention and self.abstention.to_dict(),
         }
 
     @classmethod
@@ -265,15 +310,15 @@ class ImageClassifier:
         head = _load_head(folder, config)
         reference = _find_encoder(folder, config, place, say, transfer)
         loaded = _load_encoder(folder, config, place, reference, say)
-        sets = _load_sets(config)
-        return cls(loaded, head, training=config["training"], figures=config["figures"], sets=sets)
-
-
-def abstaining(prediction: Prediction, below: float) -> Prediction:
-    """The prediction, without its label where its probability is below `below`."""
-    if prediction.probability is None or prediction.probability >= below:
-        return prediction
-    return replace(prediction, label=None, abstained=True)
+        return cls(
+            loaded,
+            head,
+            training=config["training"],
+            figures=config["figures"],
+            sets=_load_sets(config),
+            novelty=_load_novelty(folder, config, loaded.dimension),
+            abstention=_load_abstention(config),
+        )
 
 
 def classifier_folder(path: str | Path) -> Path:
@@ -333,6 +378,42 @@ def _load_sets(config: dict[str, Any]) -> PredictionSets | None:
 
     values = config.get("sets")
     return None if values is None else PredictionSets.from_dict(values, len(config["classes"]))
+
+
+def _load_novelty(folder: Path, config: dict[str, Any], dimension: int) -> Novelty | None:
+    """None for a classifier without one. Raises FormatError and MismatchError."""
+    from dinoprobe.files import load_tensors, sha256_file
+    from dinoprobe.heads import Novelty
+
+    values = config.get("novelty")
+    if values is None:
+        return None
+    path = folder / _NOVELTY_FILE
+    if not path.is_file():
+        raise FormatError(f"{path}: missing. Restore it, or train again.")
+    digest = values.get("digest") if isinstance(values, dict) else None
+    _expect(f"{path}: SHA-256", sha256_file(path), digest)
+    return Novelty.from_dict(values, load_tensors(path), dimension)
+
+
+def _save_novelty(novelty: Novelty | None, path: Path) -> dict[str, Any] | None:
+    """Write its arrays; what config.json says of it. An old file is removed where there is none."""
+    from dinoprobe.files import save_tensors, sha256_file
+
+    if novelty is None:
+        path.unlink(missing_ok=True)
+        return None
+    save_tensors(path, novelty.arrays)
+    return {**novelty.to_dict(), "digest": sha256_file(path)}
+
+
+def _load_abstention(config: dict[str, Any]) -> Abstention | None:
+    """None for a classifier that always answers."""
+    from dinoprobe.heads import Abstention
+
+    values = config.get("abstention")
+    has_novelty = config.get("novelty") is not None
+    return None if values is None else Abstention.from_dict(values, has_novelty=has_novelty)
 
 
 def _find_encoder(
@@ -431,7 +512,8 @@ def _expect(what: str, found: object, expected: object) -> None:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    known = {_CONFIG_FILE, _HEAD_FILE, "README.md", _ENCODER_FOLDER, _STAGING_FOLDER, _INT8_FOLDER}
+    known = {_CONFIG_FILE, _HEAD_FILE, _NOVELTY_FILE, "README.md"}
+    known |= {_ENCODER_FOLDER, _STAGING_FOLDER, _INT8_FOLDER}
     if folder.is_file():
         raise ConfigurationError(f"{folder}: a file, expected a directory. Give another path.")
     if not folder.is_dir():

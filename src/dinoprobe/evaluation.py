@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 RELIABILITY_BINS = 15
 LOG_LOSS_FLOOR = 1e-15
 WORST_CONFUSIONS = 10
-KEPT_SHARES = (0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
+KEPT_SHARES = tuple(step / 20 for step in range(2, 21))
 SUM_TOLERANCE = 1e-4
+ROUNDING = 1e-9
 Interval = tuple[float, float]
 
 
@@ -254,7 +255,7 @@ def risk_coverage(
     n = len(confidence)
     expected = np.repeat(errors / counts, counts).cumsum()
     area = float((expected / np.arange(1, n + 1)).mean())
-    kept = np.searchsorted(answered, np.ceil(np.array(KEPT_SHARES) * n))
+    kept = np.searchsorted(answered, np.ceil(np.array(KEPT_SHARES) * n - ROUNDING))
     points = tuple(
         RiskPoint(float(answered[i] / n), float(wrong[i] / answered[i]), float(-levels[i]))
         for i in np.unique(kept)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dinoprobe.calibration import SetFigures, judge_sets
 from dinoprobe.duplicates import WithoutLeaks, without_leaks
 from dinoprobe.engine import write_failures
@@ -20,6 +22,7 @@ from dinoprobe.files import to_json, write_atomic
 from dinoprobe.report import Baseline, EpochPoint, ReportInput, SelectionPoint, render_report
 from dinoprobe.report import Prediction as Row
 from dinoprobe.run import dataset_name, write_table
+from dinoprobe.trust import AbstentionFigures, NoveltyFigures, judge_abstention, judge_novelty
 from dinoprobe.versions import versions
 
 if TYPE_CHECKING:
@@ -50,6 +53,14 @@ class Outcome:
     predictions: tuple[Row, ...]
     hashes: tuple[str, ...]
     sets: SetFigures | None = None
+    novelty: NoveltyFigures | None = None
+    abstention: AbstentionFigures | None = None
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What became of sets, flags and abstention, for people."""
+        found = (self.sets, self.novelty, self.abstention)
+        return tuple(str(figures) for figures in found if figures is not None)
 
     def without(self, leaked: Sequence[Leak]) -> WithoutLeaks | None:
         """The accuracy without the test images that stand in another part, too."""
@@ -100,7 +111,15 @@ def judge(classifier: ImageClassifier, features: Features) -> Outcome:
     sets = None
     if classifier.sets is not None:
         sets = judge_sets(classifier.sets, labels, probabilities, names)
-    return Outcome(evaluation, predictions, features.hashes, sets)
+    right = best == np.array([names.index(label) for label in labels])
+    scores = classifier.novelty_scores(features.X)
+    novelty, abstention = None, None
+    if classifier.novelty is not None and scores is not None:
+        novelty = judge_novelty(classifier.novelty, classifier.novelty.flags(scores), right)
+    if classifier.abstention is not None:
+        answered = classifier.abstention.answers(probabilities, scores)
+        abstention = judge_abstention(classifier.abstention, answered, right)
+    return Outcome(evaluation, predictions, features.hashes, sets, novelty, abstention)
 
 
 def count_parts(
@@ -140,7 +159,7 @@ def evaluation_document(
         "schema": "dinoprobe.evaluation/1",
         **outcome.evaluation.to_dict(),
         "calibration": context.calibration and context.calibration.to_dict(),
-        "sets": outcome.sets and outcome.sets.to_dict(),
+        **_trust(outcome),
         "without_leaks": _without(outcome, context),
         "n_train": context.n_train,
         "failed": len(context.failures),
@@ -172,7 +191,7 @@ def outcome_summary(
         "accuracy": evaluation.accuracy,
         "interval": list(evaluation.accuracy_interval),
         "balanced_accuracy": evaluation.balanced_accuracy,
-        "sets": outcome.sets and outcome.sets.to_dict(),
+        **_trust(outcome),
         "without_leaks": _without(outcome, context),
         "n_test": evaluation.n,
         "n_train": context.n_train,
@@ -184,6 +203,14 @@ def outcome_summary(
         "seed": context.seed,
         "notes": list(context.notes),
         "seconds": round(context.seconds, 3),
+    }
+
+
+def _trust(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "sets": outcome.sets and outcome.sets.to_dict(),
+        "novelty": outcome.novelty and outcome.novelty.to_dict(),
+        "abstention": outcome.abstention and outcome.abstention.to_dict(),
     }
 
 
@@ -212,6 +239,9 @@ def report_input(classifier: ImageClassifier, outcome: Outcome, context: Context
         thumbnails=_thumbnails(context, outcome, classifier.encoder.preprocessing.bands),
         calibration=str(context.calibration or ""),
         sets=str(outcome.sets or ""),
+        novelty=str(outcome.novelty or ""),
+        abstention=str(outcome.abstention or ""),
+        answered=_answered(outcome.abstention),
         selection=_selection(context.events),
         epochs=_epochs(context.events),
         counts=context.counts,
@@ -219,6 +249,12 @@ def report_input(classifier: ImageClassifier, outcome: Outcome, context: Context
         ignored=context.dataset.ignored,
         notes=context.notes,
     )
+
+
+def _answered(figures: AbstentionFigures | None) -> tuple[float, float] | None:
+    if figures is None or figures.accuracy is None:
+        return None
+    return figures.coverage, figures.accuracy
 
 
 def _encoder_facts(classifier: ImageClassifier) -> dict[str, object]:

@@ -135,6 +135,10 @@ def make_evaluation(classes: tuple[str, ...]) -> dict:
             }
             for i in range(15)
         ],
+        "risk_coverage": [
+            {"coverage": i / 20, "risk": (i / 20) ** 3 / 4, "threshold": 1 - i / 25}
+            for i in range(2, 21)
+        ],
     }
 
 
@@ -155,6 +159,10 @@ def make_page(classes: tuple[str, ...]) -> str:
         failures=[Failure("f" * 300, "truncated", "r" * 300)],
         ignored={".txt": 3},
         notes=["n" * 300],
+        sets="Prediction sets for 90 %: 90.5 % hold the label.",
+        novelty="Unlike the training images: 2 images are flagged, 0.5 %.",
+        abstention="Target accuracy 95 %: an answer where the best probability is 0.8624.",
+        answered=(0.6, 0.95),
     )
     return render_report(summary)
 

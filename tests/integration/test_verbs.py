@@ -632,6 +632,86 @@ def test_predict_abstains_where_that_is_asked_for(
     assert sum(row["label"] == row["failure"] == "" for row in rows) == 5
 
 
+def test_what_is_unlike_the_training_images_is_flagged(
+    run: tuple[Path, dict[str, object]], photos: Path, tmp_path: Path
+) -> None:
+    found = run[1]["novelty"]
+    assert set(found) <= DESCRIBED  # type: ignore[call-overload]
+    assert (found["method"], found["n"]) == ("mahalanobis", 48)  # type: ignore[index]
+    assert found["share"] == pytest.approx(1 / 49)  # type: ignore[index]
+    assert document("evaluate", run[0], "--out", tmp_path / "e")["novelty"] == found
+    assert "Unlike the training images" in (tmp_path / "e" / "report.html").read_text()
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    sources = (tmp_path / "noise.png", photos / "red" / "00.png")
+    strange = document("predict", run[0], *sources)
+    assert [row["novel"] for row in strange["rows"]] == [True, False]  # type: ignore[attr-defined]
+    assert strange["flagged"] == 1
+    for row in strange["rows"]:  # type: ignore[attr-defined]
+        assert row["novel"] == (row["novelty"] > strange["novelty_threshold"])
+    shown = invoke("predict", run[0], *sources)
+    assert shown.stdout.splitlines()[0].endswith("unlike the training images")
+    assert "1 of 2 images are unlike the training images." in shown.stderr
+    table = csv.DictReader(invoke("predict", run[0], *sources, "--csv").stdout.splitlines())
+    rows = list(table)
+    assert [row["novel"] for row in rows] == ["1", "0"]
+    assert json.loads(rows[1]["labels"]) == strange["rows"][1]["labels"]  # type: ignore[index]
+    knn = train_again(run, "--novelty", "knn", "--novelty-share", 0.2, "--out", tmp_path / "knn")
+    assert knn["novelty"]["method"] == "knn"
+    assert 0.1 < knn["novelty"]["share"] <= 0.2
+    none = train_again(run, "--novelty", "none", "--out", tmp_path / "none")
+    assert none["novelty"] is None
+    plain = document("predict", tmp_path / "none", *sources)
+    assert (plain["flagged"], plain["novelty_threshold"]) == (0, None)
+    assert plain["rows"][0]["novelty"] is None  # type: ignore[index]
+
+
+@pytest.mark.parametrize("by", ["probability", "energy", "distance"])
+def test_a_target_accuracy_is_kept_by_leaving_images_unanswered(
+    run: tuple[Path, dict[str, object]], photos: Path, tmp_path: Path, by: str
+) -> None:
+    target = ("--target-accuracy", 0.6, "--abstain-by", by, "--out", tmp_path / by)
+    found = train_again(run, *target)
+    rule = found["abstention"]
+    assert set(rule) <= DESCRIBED
+    assert (rule["by"], rule["target"], rule["n"]) == (by, 0.6, 48)
+    assert rule["expected_accuracy"] > 0.6
+    assert document("evaluate", tmp_path / by, "--out", tmp_path / "e")["abstention"] == rule
+    report = (tmp_path / "e" / "report.html").read_text()
+    assert "Target accuracy 60 %" in report
+    assert "The ring is the rule" in report
+    answers = document("predict", tmp_path / by, photos)
+    saved = json.loads((tmp_path / by / "classifier" / "config.json").read_text())["abstention"]
+    for row in answers["rows"]:  # type: ignore[attr-defined]
+        if by != "energy" and "failure" not in row:
+            sure = row["probability"] if by == "probability" else -row["novelty"]
+            assert row["abstained"] == (sure < saved["threshold"])
+    assert document("predict", tmp_path / by, photos, "--abstain-below", 0)["abstained"] == 0
+
+
+def test_a_target_that_is_out_of_reach_is_told_and_an_impossible_one_refused(
+    run: tuple[Path, dict[str, object]], tmp_path: Path
+) -> None:
+    found = train_again(run, "--target-accuracy", 0.99, "--out", tmp_path / "a")
+    assert found["abstention"] is None
+    assert any("No threshold by probability" in note for note in found["notes"])
+    linear = ("--head", "linear", "--epochs", 1, "--on-the-fly")
+    for arguments, message in (
+        (("--target-accuracy", 2), "target accuracy is 2"),
+        (("--abstain-by", "energy"), "without a target"),
+        (("--target-accuracy", 0.9, "--abstain-by", "odds"), "expected one of probability"),
+        (("--target-accuracy", 0.9, *linear), "never has"),
+        (
+            ("--target-accuracy", 0.9, "--abstain-by", "distance", "--novelty", "none"),
+            "needs a measure of novelty",
+        ),
+        (("--target-accuracy", 0.9, "--abstain-by", "energy", "--head", "knn"), "has no logits"),
+        (("--novelty", "energy"), "expected one of mahalanobis, knn"),
+        (("--novelty-share", 1), "share is 1"),
+    ):
+        assert message in str(train_again(run, *arguments, code=2)["message"])
+
+
 def test_the_curve_of_an_evaluation_says_where_to_abstain(
     run: tuple[Path, dict[str, object]],
 ) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,14 +14,26 @@ from PIL import Image
 from tests.checkpoints import save_vit
 
 from dinoprobe.classifier import ImageClassifier, classifier_folder, training_digest
+from dinoprobe.datasets import open_dataset
 from dinoprobe.encoder import Encoder, EncoderPlace
+from dinoprobe.engine import encode
 from dinoprobe.errors import (
     ConfigurationError,
     EncoderNotFoundError,
     FormatError,
     MismatchError,
 )
-from dinoprobe.heads import KNNProbe, LogisticProbe, MultiLabelProbe, PredictionSets
+from dinoprobe.heads import (
+    Abstention,
+    KNNProbe,
+    LogisticProbe,
+    MultiLabelProbe,
+    Novelty,
+    PredictionSets,
+    confidence,
+    fit_novelty,
+    left_out_scores,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -378,3 +392,93 @@ def test_it_abstains_below_a_probability(classifier: ImageClassifier) -> None:
     (found,) = classifier.predict([png(1)], abstain_below=np.nextafter(sure.probability, 1))
     assert (found.label, found.abstained) == (None, True)
     assert (found.top, found.probability) == (sure.top, sure.probability)
+
+
+@pytest.fixture(scope="module")
+def novelty(encoder: Encoder) -> Novelty:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(60, encoder.dimension)).astype(np.float32)
+    y = np.array(["cat", "dog", "猫"] * 20, dtype=object)
+    return fit_novelty(X, y, left_out_scores(X, y, np.arange(60) % 5, "mahalanobis"))
+
+
+def test_what_is_unlike_the_training_images_is_flagged_before_and_after_saving(
+    classifier: ImageClassifier, novelty: Novelty, tmp_path: Path
+) -> None:
+    plain = classifier.predict([png(1)])[0]
+    assert (plain.novelty, plain.novel) == (None, False)
+    classifier.novelty = replace(novelty, threshold=-1e9)
+    broken, found = classifier.predict([b"broken", png(1)])
+    assert (broken.novelty, broken.novel) == (None, False)
+    assert found.novel
+    assert found.label == plain.label
+    classifier.save(tmp_path / "c")
+    loaded = ImageClassifier.load(tmp_path / "c", device="cpu")
+    assert loaded.predict([b"broken", png(1)])[1] == found
+    config = json.loads((tmp_path / "c" / "config.json").read_text())
+    assert set(config["novelty"]) == {"method", "threshold", "share", "n", "digest"}
+    classifier.novelty = replace(novelty, threshold=found.novelty)
+    assert not classifier.predict([png(1)])[0].novel
+    classifier.novelty = None
+    classifier.save(tmp_path / "c")
+    assert not (tmp_path / "c" / "novelty.safetensors").exists()
+    assert ImageClassifier.load(tmp_path / "c", device="cpu").novelty is None
+
+
+def test_a_changed_or_missing_measure_is_refused(
+    classifier: ImageClassifier, novelty: Novelty, tmp_path: Path
+) -> None:
+    classifier.novelty = novelty
+    classifier.save(tmp_path / "c")
+    values = json.loads((tmp_path / "c" / "config.json").read_text())["novelty"]
+    for changed in ([], "knn", {**values, "method": "no"}, {**values, "threshold": None}):
+        edit(tmp_path / "c", novelty=changed)
+        with pytest.raises((FormatError, MismatchError)):
+            ImageClassifier.load(tmp_path / "c", device="cpu")
+    edit(tmp_path / "c", novelty=values)
+    path = tmp_path / "c" / "novelty.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-4] + b"\0\0\0\1")
+    with pytest.raises(MismatchError, match=r"novelty\.safetensors: SHA-256"):
+        ImageClassifier.load(tmp_path / "c", device="cpu")
+    path.write_bytes(data[:100])
+    digest = hashlib.sha256(data[:100]).hexdigest()
+    edit(tmp_path / "c", novelty={**values, "digest": digest})
+    with pytest.raises(FormatError, match="not a readable safetensors file"):
+        ImageClassifier.load(tmp_path / "c", device="cpu")
+    path.unlink()
+    with pytest.raises(FormatError, match=r"novelty\.safetensors: missing"):
+        ImageClassifier.load(tmp_path / "c", device="cpu")
+
+
+@pytest.mark.parametrize("by", ["probability", "energy", "distance"])
+def test_the_rule_of_abstention_travels_and_can_be_overruled(
+    classifier: ImageClassifier, novelty: Novelty, by: str, tmp_path: Path
+) -> None:
+    classifier.novelty = novelty
+    found = classifier.predict([png(1)])[0]
+    X = np.stack([item.row for item in encode(open_dataset([png(1)]).samples, classifier.encoder)])
+    P = classifier.predict_features(X)
+    sure = float(confidence(by, P, novelty.scores(X))[0])
+    classifier.abstention = Abstention(by, sure, 0.9, 0.8, 0.95, 60)
+    assert classifier.predict([png(1)]) == [found]
+    classifier.abstention = replace(classifier.abstention, threshold=sure + 1e-6)
+    classifier.save(tmp_path / "c")
+    loaded = ImageClassifier.load(tmp_path / "c", device="cpu")
+    assert loaded.abstention == classifier.abstention
+    (unsure,) = loaded.predict([png(1)])
+    assert (unsure.label, unsure.abstained, unsure.top) == (None, True, found.top)
+    assert loaded.predict([png(1)], abstain_below=0.0) == [found]
+
+
+@pytest.mark.parametrize(
+    "change", [{"by": "odds"}, {"by": "distance"}, {"threshold": None}, {"n": 1.5}, {"target": "x"}]
+)
+def test_a_damaged_rule_is_refused(
+    classifier: ImageClassifier, change: dict[str, object], tmp_path: Path
+) -> None:
+    rule = Abstention("probability", 0.5, 0.9, 0.8, 0.95, 60)
+    classifier.save(tmp_path / "c")
+    edit(tmp_path / "c", abstention={**rule.to_dict(), **change})
+    with pytest.raises(FormatError, match="Saved rule of abstention"):
+        ImageClassifier.load(tmp_path / "c", device="cpu")

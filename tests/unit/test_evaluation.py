@@ -184,8 +184,14 @@ def test_the_curve_of_risk_over_coverage_by_hand():
     confidence = np.array([0.9, 0.6, 0.8, 0.7, 0.5])
     correct = np.array([True, False, True, False, True])
     points, area = risk_coverage(confidence, correct)
-    assert [(p.coverage, p.threshold) for p in points] == [(0.6, 0.7), (0.8, 0.6), (1.0, 0.5)]
-    assert [p.risk for p in points] == pytest.approx([1 / 3, 2 / 4, 2 / 5])
+    assert [(p.coverage, p.threshold) for p in points] == [
+        (0.2, 0.9),
+        (0.4, 0.8),
+        (0.6, 0.7),
+        (0.8, 0.6),
+        (1.0, 0.5),
+    ]
+    assert [p.risk for p in points] == pytest.approx([0, 0, 1 / 3, 2 / 4, 2 / 5])
     assert area == pytest.approx(np.mean([0, 0, 1 / 3, 2 / 4, 2 / 5]))
 
 

@@ -8,6 +8,7 @@ import hashlib
 import html
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from dinoprobe.report import (
     Prediction,
     ReportInput,
     SelectionPoint,
+    charts,
     render_report,
 )
 from dinoprobe.report.input import Figures
@@ -418,3 +420,41 @@ def test_doubtful_labels_are_shown_and_capped():
     assert "Labels to look at" not in render_report(
         ReportInput(dataset="pets", encoder={}, evaluation=make_evaluation(("cat", "dog")))
     )
+
+
+def kept(*rows: tuple[float, float, float]) -> dict[str, Any]:
+    names = ("coverage", "risk", "threshold")
+    return {"risk_coverage": [dict(zip(names, row, strict=True)) for row in rows]}
+
+
+def test_the_curve_of_answers_goes_through_its_points_and_marks_the_rule():
+    points = kept((0.5, 0.02, 0.9), (1.0, 0.1, 0.3))
+    summary = make_input(answered=(0.75, 0.97), abstention="Target accuracy 95 %.")
+    summary = dataclasses.replace(summary, evaluation={**summary.evaluation, **points})
+    figures = Figures.from_evaluation(summary.evaluation)
+    chart = charts.abstention_chart(figures.kept, summary.answered)
+    assert chart is not None
+    middle = charts.LEFT + (charts.WIDTH - charts.LEFT - charts.RIGHT) / 2
+    first, last, rule = chart.dots
+    assert (first.x, last.x) == (middle, charts.WIDTH - charts.RIGHT)
+    assert first.y < rule.y < last.y
+    assert (rule.style, rule.x) == ("chosen", middle * 1.5 - charts.LEFT / 2)
+    assert "50.0 % answered, from a probability of 0.900 on: 98.0 % correct" in (
+        chart.description.replace("\u00a0", " ")
+    )
+    text = text_of(render_report(summary))
+    assert "The ring is the rule that this classifier keeps." in text
+    assert "Target accuracy 95 %." in text
+    assert "Answers" in text
+
+
+def test_without_a_rule_there_is_no_ring_and_without_points_no_curve():
+    points = kept((0.5, 0.02, 0.9), (1.0, 0.1, 0.3))
+    summary = make_input()
+    assert 'id="answers"' not in render_report(summary)
+    summary = dataclasses.replace(summary, evaluation={**summary.evaluation, **points})
+    page = render_report(summary)
+    assert 'id="answers"' in page
+    assert "The ring is the rule" not in page
+    one = Figures.from_evaluation(kept((1.0, 0.1, 0.3)))
+    assert charts.abstention_chart(one.kept, None) is None

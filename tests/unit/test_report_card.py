@@ -107,6 +107,14 @@ def test_body_has_figures_use_and_licence():
     assert "pixels, on the same images: 40.0 %" in text
 
 
+def test_the_flag_for_unlike_images_is_said_where_there_is_one():
+    assert "A flag marks images" not in render_card(make_input())
+    card = render_card(make_input(novelty="2 images are flagged."))
+    assert "- Every image gets one of the classes above" in card
+    assert "none of them. A flag marks images that are unlike all training images" in card
+    assert "misses some.\n- Probabilities were" in card
+
+
 def test_a_bundled_encoder_is_said():
     text = body(render_card(make_input(), bundled=True))
     assert "contains only the head" not in text

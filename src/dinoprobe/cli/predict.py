@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dinoprobe.classifier import ImageClassifier, Prediction
 
 SCHEMA = "dinoprobe.predict/1"
+SHOWN_LABELS = 5
 
 
 def predict(
@@ -31,11 +32,16 @@ def predict(
     *,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Classes per image.")] = 5,
     abstain_below: Annotated[
-        float,
+        float | None,
         typer.Option(
-            min=0, max=1, metavar="P", help="No label where the best probability is below P."
+            min=0,
+            max=1,
+            metavar="P",
+            show_default=False,
+            help="No label where the best probability is below P (default: the rule of train "
+            "--target-accuracy; 0: always a label).",
         ),
-    ] = 0.0,
+    ] = None,
     encoder: options.SameEncoder = None,
     device: options.Device = "auto",
     backend: options.Backend = "auto",
@@ -86,6 +92,8 @@ def row(prediction: Prediction) -> dict[str, Any]:
         "top": [{"label": s.label, "probability": s.probability} for s in prediction.top],
         "labels": None if prediction.labels is None else list(prediction.labels),
         "abstained": prediction.abstained,
+        "novelty": prediction.novelty,
+        "novel": prediction.novel,
     }
     if prediction.failure is not None:
         values["failure"] = {
@@ -103,7 +111,7 @@ def _one_format(*, as_json: bool, as_lines: bool, as_csv: bool) -> None:
 
 
 def _predictions(
-    classifier: ImageClassifier, images: list[str], top_k: int, abstain_below: float
+    classifier: ImageClassifier, images: list[str], top_k: int, abstain_below: float | None
 ) -> Iterator[Prediction]:
     """All images of all sources; keys of one folder among others begin with its name."""
     from dinoprobe.classifier import Prediction
@@ -164,12 +172,14 @@ def _write_lines(predictions: Iterable[Prediction]) -> int:
 
 def _write_csv(predictions: Iterable[Prediction]) -> int:
     failures = 0
-    _print_csv(["key", "label", "probability", "failure"])
+    _print_csv(["key", "label", "probability", "failure", "labels", "novel"])
     for prediction in predictions:
         reason = prediction.failure.reason if prediction.failure else ""
         failures += prediction.failure is not None
         probability = "" if prediction.probability is None else f"{prediction.probability:.6f}"
-        _print_csv([prediction.key, prediction.label or "", probability, reason])
+        labels = "" if prediction.labels is None else json.dumps(prediction.labels)
+        novel = "" if prediction.novelty is None else str(int(prediction.novel))
+        _print_csv([prediction.key, prediction.label or "", probability, reason, labels, novel])
     return failures
 
 
@@ -190,6 +200,8 @@ def _write_document(
             "rows": rows,
             "failed": failures,
             "abstained": sum(values["abstained"] for values in rows),
+            "flagged": sum(values["novel"] for values in rows),
+            "novelty_threshold": classifier.novelty and classifier.novelty.threshold,
             "classes": list(classifier.classes),
             "encoder": classifier.encoder.name,
             "fingerprint": classifier.encoder.fingerprint,
@@ -199,22 +211,34 @@ def _write_document(
 
 
 def _write_table(console: Console, predictions: Iterable[Prediction]) -> int:
-    failures = abstained = total = 0
+    failures = abstained = novel = total = 0
     for prediction in predictions:
         total += 1
         failures += prediction.failure is not None
         abstained += prediction.abstained
+        novel += prediction.novel
         console.line(f"{prediction.key}  {_in_words(prediction)}")
     if failures:
         console.say(f"{failures:,} of {total:,} images could not be used.")
     if abstained:
         console.say(f"{abstained:,} of {total:,} images were too unsure for a label.")
+    if novel:
+        console.say(f"{novel:,} of {total:,} images are unlike the training images.")
     return failures
 
 
 def _in_words(prediction: Prediction) -> str:
     if prediction.failure is not None:
         return f"failed: {prediction.failure.reason}"
+    text = _answer_in_words(prediction)
+    labels = prediction.labels or ()
+    if len(labels) > 1:
+        more = f" and {len(labels) - SHOWN_LABELS} more" if len(labels) > SHOWN_LABELS else ""
+        text += f"   one of {', '.join(labels[:SHOWN_LABELS])}{more}"
+    return f"{text}   unlike the training images" if prediction.novel else text
+
+
+def _answer_in_words(prediction: Prediction) -> str:
     shown = [f"{score.label} {100 * score.probability:.1f} %" for score in prediction.top[:3]]
     if prediction.label is None:
         return f"no label   ({', '.join(shown)})"

@@ -26,8 +26,9 @@ def show_outcome(console: Console, folder: Path, outcome: Outcome, context: Cont
     evaluation = outcome.evaluation
     console.line()
     console.table(_figures(evaluation), right=[1])
-    figures = (outcome.without(context.leaks), context.calibration, outcome.sets)
+    figures = (outcome.without(context.leaks), context.calibration)
     told = [str(found) for found in figures if found is not None]
+    told += outcome.sentences
     if told:
         console.line()
     for sentence in told:

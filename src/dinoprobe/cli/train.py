@@ -116,6 +116,31 @@ def train(
             rich_help_panel=_HEAD,
         ),
     ] = False,
+    target_accuracy: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P",
+            rich_help_panel=_HEAD,
+            help="Leave images unanswered, so that P of the answers are right.",
+        ),
+    ] = None,
+    abstain_by: Annotated[
+        str,
+        typer.Option(
+            help="Which images then: probability, energy or distance.", rich_help_panel=_HEAD
+        ),
+    ] = "probability",
+    novelty: Annotated[
+        str,
+        typer.Option(
+            help="Flag images unlike the training images: mahalanobis, knn or none.",
+            rich_help_panel=_HEAD,
+        ),
+    ] = "mahalanobis",
+    novelty_share: Annotated[
+        float,
+        typer.Option(help="Share of images like them that is flagged, too.", rich_help_panel=_HEAD),
+    ] = 0.01,
     seed: Annotated[int, typer.Option(min=0, help="Of the split, the folds and the head.")] = 0,
     test_fraction: Annotated[
         float,
@@ -214,6 +239,10 @@ def train(
                 coverage=coverage,
                 sets_per_class=sets_per_class,
                 prior=options.parse_by_label("prior", prior, "uniform"),
+                target_accuracy=target_accuracy,
+                abstain_by=abstain_by,
+                novelty=novelty,
+                novelty_share=novelty_share,
                 seed=seed,
                 test_fraction=test_fraction,
                 batch_size=batch_size,

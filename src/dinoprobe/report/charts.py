@@ -15,7 +15,7 @@ from dinoprobe.report.wording import decimal, integer, percent
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from dinoprobe.report.input import Bin, EpochPoint, SelectionPoint
+    from dinoprobe.report.input import Bin, EpochPoint, Kept, SelectionPoint
 
 WIDTH, LEFT, RIGHT, TOP = 440.0, 78.0, 14.0, 14.0
 FOOT = 46.0  # tick labels and the name of the axis
@@ -145,6 +145,48 @@ def _bin_bars(
         text = _compact(b.images) if width >= 18 else ""
         bars.append(Bar(x(b.lower) + 1, base - tall, width, tall, text, _bin_text(b)))
     return tuple(bars)
+
+
+def abstention_chart(points: Sequence[Kept], answered: tuple[float, float] | None) -> Chart | None:
+    """Accuracy of the surest images over their share; None for under two points.
+
+    A ring marks the classifier's own rule, which answers a share with an accuracy.
+    """
+    if len(points) < 2:
+        return None
+    bottom = 240.0
+    marked = [] if answered is None else [answered]
+    values = [p.accuracy for p in points] + [accuracy for _, accuracy in marked]
+    low, high, step = _axis(values)
+    high = min(high, 1.0)
+    x, y = _linear(0, 1, LEFT, WIDTH - RIGHT), _linear(low, high, bottom, TOP)
+    digits = 0 if step >= 0.01 else 1
+    texts = [
+        f"{percent(p.coverage)} answered, from a probability of {decimal(p.threshold)} on: "
+        f"{percent(p.accuracy)} correct"
+        for p in points
+    ]
+    dots = [
+        Dot(x(p.coverage), y(p.accuracy), 3, "dot", text)
+        for p, text in zip(points, texts, strict=True)
+    ]
+    for coverage, accuracy in marked:
+        text = f"The classifier's rule: {percent(coverage)} answered, {percent(accuracy)} correct"
+        texts.append(text)
+        dots.append(Dot(x(coverage), y(accuracy), 8, "chosen", text))
+    return Chart(
+        name="abstention",
+        title="Accuracy of the answers over the share that is answered",
+        description="; ".join(texts),
+        height=bottom + FOOT,
+        bottom=bottom,
+        x_ticks=tuple(Tick(x(i / 5), f"{20 * i}") for i in range(6)),
+        y_ticks=tuple(Tick(y(v), percent(v, digits)) for v in _steps(low, high, step)),
+        x_name="Images answered, the surest first (%)",
+        y_name="Accuracy of the answers",
+        lines=(Line(_points([(x(p.coverage), y(p.accuracy)) for p in points]), "curve"),),
+        dots=tuple(dots),
+    )
 
 
 _STRENGTHS = {

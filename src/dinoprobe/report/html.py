@@ -75,6 +75,7 @@ _SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Confident mistakes", "mistakes", ("mistakes",)),
     ("Labels to look at", "suspects", ("suspects",)),
     ("Calibration", "calibration", ("reliability_chart",)),
+    ("Answers", "answers", ("abstention_chart", "trust")),
     ("Training", "training", ("head_facts", "selection_chart", "loss_chart")),
     ("Data", "data", ("count_rows", "failures", "ignored", "notes")),
     ("Protocol", "protocol", ()),
@@ -251,9 +252,11 @@ def _training_parts(summary: ReportInput, figures: Figures) -> dict[str, object]
     strength = next((value for value in found if value is not None), None)
     chosen = float(strength) if isinstance(strength, (int, float)) else None
     return {
+        "trust": [text for text in (summary.sets, summary.novelty, summary.abstention) if text],
         "head_facts": wording.facts(summary.head, _HEAD),
         "selection_chart": charts.selection_chart(summary.selection, chosen),
         "loss_chart": charts.loss_chart(summary.epochs),
+        "abstention_chart": charts.abstention_chart(figures.kept, summary.answered),
         "reliability_chart": (
             charts.reliability_chart(figures.reliability) if figures.reliability else None
         ),

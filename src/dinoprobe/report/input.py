@@ -73,7 +73,9 @@ class ReportInput:
     `without_leaks` is the accuracy without test images that stand in another part.
     `suspects` are training images with their label as `true`, the most doubtful first.
     `counts` are images by split and class, `ignored` files that are not images by reason.
-    `calibration` and `sets` are sentences. `thumbnails` are small JPEG, PNG or WebP files by key.
+    `calibration`, `sets`, `novelty` and `abstention` are sentences, `answered` is the share of
+    images that the classifier's own rule answers, and its accuracy there. `thumbnails` are small
+    JPEG, PNG or WebP files by key.
     """
 
     dataset: str
@@ -88,6 +90,9 @@ class ReportInput:
     thumbnails: Mapping[str, bytes] = field(default_factory=dict)
     calibration: str = ""
     sets: str = ""
+    novelty: str = ""
+    abstention: str = ""
+    answered: tuple[float, float] | None = None
     selection: Sequence[SelectionPoint] = ()
     epochs: Sequence[EpochPoint] = ()
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -118,6 +123,14 @@ class Bin(NamedTuple):
     accuracy: float
 
 
+class Kept(NamedTuple):
+    """The accuracy among the surest images, a share `coverage` of all, from `threshold` on."""
+
+    coverage: float
+    accuracy: float
+    threshold: float
+
+
 class Confused(NamedTuple):
     """How often one class was taken for another."""
 
@@ -145,6 +158,7 @@ class Figures:
     confusion: tuple[tuple[int, ...], ...]
     reliability: tuple[Bin, ...]
     worst_confusions: tuple[Confused, ...]
+    kept: tuple[Kept, ...]
 
     @classmethod
     def from_evaluation(cls, evaluation: Mapping[str, Any]) -> Figures:
@@ -167,6 +181,10 @@ class Figures:
             confusion=confusion,
             reliability=_reliability(evaluation.get("reliability") or ()),
             worst_confusions=_worst(evaluation.get("worst_confusions") or (), classes, confusion),
+            kept=tuple(
+                Kept(float(row["coverage"]), 1 - float(row["risk"]), float(row["threshold"]))
+                for row in evaluation.get("risk_coverage") or ()
+            ),
         )
 
     @property

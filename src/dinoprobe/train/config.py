@@ -18,6 +18,8 @@ from dinoprobe.heads import (
     LinearBase,
     LinearProbe,
     SklearnProbe,
+    check_abstention,
+    check_novelty,
     check_options,
     check_sets,
     head_from_name,
@@ -40,6 +42,7 @@ DEFAULT_AUGMENTATION = "crop+flip"
 CALIBRATED_HEADS = ("logistic",)
 CALIBRATIONS = ("auto", *CALIBRATION_METHODS, "none")
 NO_SETS = "none"
+NO_NOVELTY = "none"
 CONFIG_SCHEMA = "dinoprobe.config/1"
 
 
@@ -54,8 +57,10 @@ class TrainConfig:
     CALIBRATED_HEADS. `sets` is the method of prediction sets ("lac", "aps", or "none"), `coverage`
     the share of images whose label they hold, of each class with `sets_per_class`. `prior` are the
     class frequencies that probabilities are for: None as in training, "uniform", or a share for
-    each label; sets are then per class, for only these hold at any frequencies. `store` is a place
-    for features, None for the default.
+    each label; sets are then per class, for only these hold at any frequencies. `novelty` is the
+    measure that flags images unlike the training images ("mahalanobis", "knn", or "none"), and
+    `novelty_share` of images like these, too. `target_accuracy` is to be kept by not answering some
+    images, the least sure by `abstain_by`. `store` is a place for features, None for the default.
     """
 
     data: DataSettings
@@ -70,6 +75,10 @@ class TrainConfig:
     coverage: float = 0.9
     sets_per_class: bool = False
     prior: str | dict[str, float] | None = None
+    novelty: str = "mahalanobis"
+    novelty_share: float = 0.01
+    target_accuracy: float | None = None
+    abstain_by: str = "probability"
     seed: int = 0
     test_fraction: float = 0.2
     batch_size: int | None = None
@@ -112,6 +121,10 @@ def _check_types(config: TrainConfig) -> None:
         "coverage": (float,),
         "sets_per_class": (bool,),
         "prior": (str, dict, NoneType),
+        "novelty": (str,),
+        "novelty_share": (float,),
+        "target_accuracy": (float, NoneType),
+        "abstain_by": (str,),
         "bundle_encoder": (bool,),
         "store": (str, NoneType),
     }
@@ -193,6 +206,9 @@ def check_head(config: TrainConfig) -> None:
         _check_prior(config, head)
     if config.sets != NO_SETS:
         check_sets(config.sets, config.coverage)
+    if config.novelty != NO_NOVELTY:
+        check_novelty(config.novelty, config.novelty_share)
+    _check_abstention(config, has_logits=isinstance(head, LinearBase))
     if not isinstance(head, SklearnProbe):
         check_options(head)
 
@@ -200,6 +216,12 @@ def check_head(config: TrainConfig) -> None:
 def _check_prior(config: TrainConfig, head: ProbeBase) -> None:
     if not isinstance(head, LinearBase | KNNProbe):
         msg = f"head '{config.head}' has no bias that could take a prior. Leave out --prior."
+        raise ConfigurationError(msg)
+    if config.target_accuracy is not None:
+        msg = (
+            "a target accuracy is that of images as they come, and a prior stands for other "
+            "frequencies. Leave out --target-accuracy, or --prior."
+        )
         raise ConfigurationError(msg)
     try:
         prior = config.prior or ""
@@ -217,6 +239,27 @@ def _check_rule(config: TrainConfig) -> None:
     if config.select != RULES[0] and config.head not in able:
         msg = f"head '{config.head}' has no path of strengths to select from by '{config.select}'."
         raise ConfigurationError(f"{msg} Leave out --select, or use --head {' or '.join(able)}.")
+
+
+def _check_abstention(config: TrainConfig, *, has_logits: bool) -> None:
+    if config.target_accuracy is None:
+        if config.abstain_by != "probability":
+            msg = f"abstain_by is '{config.abstain_by}', without a target. Add --target-accuracy."
+            raise ConfigurationError(msg)
+        return
+    check_abstention(config.abstain_by, config.target_accuracy)
+    if config.on_the_fly:
+        msg = (
+            "a target accuracy needs predictions out of fold, which training on the fly never "
+            "has. Leave out --target-accuracy, or --on-the-fly."
+        )
+        raise ConfigurationError(msg)
+    if config.abstain_by == "energy" and not has_logits:
+        msg = f"head '{config.head}' has no logits. Use --abstain-by probability or distance."
+        raise ConfigurationError(msg)
+    if config.abstain_by == "distance" and config.novelty == NO_NOVELTY:
+        msg = "abstain_by 'distance' needs a measure of novelty. Leave out --novelty none."
+        raise ConfigurationError(msg)
 
 
 def wants_sets_per_class(config: TrainConfig) -> bool:
@@ -239,6 +282,12 @@ def wants_calibration(config: TrainConfig) -> bool:
 def wants_sets(config: TrainConfig) -> bool:
     """Whether thresholds are taken: never on the fly, for the heads of the folds differ from it."""
     return config.sets != NO_SETS and not config.on_the_fly
+
+
+def wants_predictions(config: TrainConfig) -> bool:
+    """Whether out-of-fold predictions serve more than the search for doubtful labels."""
+    has_target = config.target_accuracy is not None
+    return wants_calibration(config) or wants_sets(config) or has_target
 
 
 def head_options(config: TrainConfig) -> dict[str, Any]:

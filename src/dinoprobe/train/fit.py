@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sklearn.exceptions import ConvergenceWarning
 
 from dinoprobe.audit import Suspect, suspicious_labels
-from dinoprobe.calibration import Calibration, calibrate
 from dinoprobe.errors import DinoprobeError, HeadError
 from dinoprobe.heads import (
     LinearProbe,
     SklearnProbe,
-    fit_sets,
     frozen_choice,
     head_from_name,
     out_of_fold,
@@ -25,13 +23,11 @@ from dinoprobe.partition import dealt_folds, selection_folds
 from dinoprobe.train.config import (
     AUGMENTATIONS,
     TrainConfig,
-    calibration_method,
     head_options,
-    wants_calibration,
-    wants_sets,
-    wants_sets_per_class,
+    wants_predictions,
 )
 from dinoprobe.train.prior import prior_in_words, prior_shift
+from dinoprobe.train.trust import Trust, trusted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +36,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dinoprobe.encoder import Encoder
-    from dinoprobe.heads import OutOfFold, PredictionSets, ProbeBase
+    from dinoprobe.heads import OutOfFold, ProbeBase
     from dinoprobe.partition import Partition
     from dinoprobe.preprocess import Augmentation
     from dinoprobe.train.prior import Shift
@@ -55,10 +51,9 @@ class Fit:
     events: list[dict[str, Any]]
     failures: list[Failure]
     suspects: list[Suspect]
-    calibration: Calibration | None
-    sets: PredictionSets | None
     judged: OutOfFold
     shift: Shift | None
+    trust: Trust
 
 
 def fit(
@@ -88,46 +83,15 @@ def fit(
     audited = out_of_fold(choice, training.X, training.y, dealt)
     suspects = suspicious_labels(audited, training.keys)
     judged = audited
-    calibration, sets = None, None
+    if "val" in kept and wants_predictions(config):
+        judged = out_of_fold(choice, training.X, training.y, folds)
     shift = prior_shift(config.prior, fitted, training.y)
-    if wants_calibration(config) or wants_sets(config):
-        if "val" in kept:
-            judged = out_of_fold(choice, training.X, training.y, folds)
-        calibration, sets = _trusted(config, fitted, judged, say, shift)
+    trust = trusted(config, fitted, judged, training, shift)
+    for note in trust.notes:
+        say(note)
     if shift is not None:
         shift.apply(fitted)
-    return Fit(fitted, events, failures, suspects, calibration, sets, judged, shift)
-
-
-def _trusted(
-    config: TrainConfig,
-    head: ProbeBase,
-    judged: OutOfFold,
-    say: Callable[[str], None],
-    shift: Shift | None = None,
-) -> tuple[Calibration | None, PredictionSets | None]:
-    """Calibrate the head, and take the thresholds of its sets from the same predictions.
-
-    The temperature comes before a shift to other class frequencies, as rows come; the thresholds
-    after it, for the probabilities that are given. Neither where no class has rows to train and to
-    validate.
-    """
-    calibration = None
-    if not len(judged):
-        say("Neither calibrated nor with sets: no class has rows to train and to validate.")
-        return None, None
-    if wants_calibration(config):
-        calibration = calibrate(head, judged, calibration_method(config))
-        scaled = calibration.scaling.apply(judged.probabilities)
-        judged = replace(judged, probabilities=scaled)
-    if not wants_sets(config):
-        return calibration, None
-    if shift is not None:
-        judged = replace(judged, probabilities=shift.probabilities(judged.probabilities))
-    per_class = wants_sets_per_class(config)
-    return calibration, fit_sets(
-        judged, method=config.sets, coverage=config.coverage, per_class=per_class
-    )
+    return Fit(fitted, events, failures, suspects, judged, shift, trust)
 
 
 def _fit_online(

@@ -109,11 +109,14 @@ def train(
     training = features.select(parts.rows("train", "val"))
     fitted = fit(config, encoder, dataset, training, parts, say)
     prior_notes = [PRIOR_NOTE] if fitted.shift else []
+    trust = fitted.trust
     classifier = ImageClassifier(
         encoder,
         fitted.head,
         training=_training(config, training, parts, fitted),
-        sets=fitted.sets,
+        sets=trust.sets,
+        novelty=trust.novelty,
+        abstention=trust.abstention,
     )
     context = Context(
         dataset=dataset,
@@ -124,7 +127,7 @@ def train(
         n_train=len(training),
         counts=count_parts(features.y.tolist(), parts.splits),
         failures=merged_failures(features.failures, fitted.failures),
-        notes=(*notes, *prior_notes),
+        notes=(*notes, *prior_notes, *trust.notes),
         events=fitted.events,
         baseline=baseline,
         suspects=fitted.suspects,
@@ -132,8 +135,8 @@ def train(
     )
     test = features.select(parts.rows("test"))
     outcome = judge(classifier, test)
-    if fitted.calibration is not None:
-        calibration = _tested(fitted, fitted.calibration, classifier, test)
+    if trust.calibration is not None:
+        calibration = _tested(fitted, trust.calibration, classifier, test)
         context = replace(context, calibration=calibration)
     return _save(resolved(config, encoder), classifier, embedding, parts, fitted, context, outcome)
 
