@@ -67,9 +67,15 @@ def test_each_class_is_covered_where_that_is_asked_for(method):
         known, fresh = (skewed(part) for part in halves(seed))
         sets = fit_sets(known, method=method, coverage=0.9, per_class=True)
         assert len(sets.thresholds) == 6
-        hits += np.bincount(
+        own = np.bincount(
             fresh.codes, covered(sets.conforming(fresh.probabilities), fresh), minlength=6
         )
+        for code in range(6):
+            n, m = (int((part.codes == code).sum()) for part in (known, fresh))
+            rank = math.ceil((n + 1) * 0.9 - 1e-9)
+            law = betabinom(m, rank, n + 1 - rank)
+            assert law.ppf(1e-7) <= own[code] <= law.ppf(1 - 1e-7)
+        hits += own
         one = fit_sets(known, method=method, coverage=0.9)
         plain += np.bincount(
             fresh.codes, covered(one.conforming(fresh.probabilities), fresh), minlength=6
