@@ -22,14 +22,16 @@ PREPROCESSOR = {
 }
 
 
-def save_vit(folder: Path, *, seed: int = 0, size: int = 32, width: int = 32) -> Path:
+def save_vit(
+    folder: Path, *, seed: int = 0, size: int = 32, width: int = 32, depth: int = 2
+) -> Path:
     """A ViT with 4 registers and patches of 8."""
     from transformers.models.dinov3_vit import DINOv3ViTConfig, DINOv3ViTModel
 
     config = DINOv3ViTConfig(
         hidden_size=width,
         intermediate_size=2 * width,
-        num_hidden_layers=2,
+        num_hidden_layers=depth,
         num_attention_heads=2,
         num_register_tokens=4,
         patch_size=8,

@@ -264,6 +264,7 @@ class ImageClassifier:
                 "bundled": bundled,
                 "rope": encoder.rope,
                 "int8_digest": encoder.int8.digest if encoder.int8 else None,
+                "int8_pooling": encoder.int8.pooling if encoder.int8 else None,
             },
             "preprocessing": encoder.preprocessing.to_dict(),
             "pooling": encoder.pooling,
@@ -454,7 +455,7 @@ def _load_encoder(
     from dinoprobe.preprocess import Preprocessing
 
     saved = config["encoder"]
-    int8 = _load_int8(folder / _INT8_FOLDER, saved.get("int8_digest"))
+    int8 = _load_int8(folder / _INT8_FOLDER, saved)
     encoder = Encoder.from_pretrained(
         reference,
         pooling=config["pooling"],
@@ -482,8 +483,9 @@ def _save_int8(int8: Int8 | None, folder: Path) -> None:
         shutil.copytree(int8.folder, folder)
 
 
-def _load_int8(folder: Path, digest: str | None) -> Int8 | None:
+def _load_int8(folder: Path, saved: dict[str, Any]) -> Int8 | None:
     """The graph that was saved, whole and unchanged. Raises FormatError or MismatchError."""
+    digest = saved.get("int8_digest")
     if digest is None:
         return None
     from dinoprobe.encoder import Int8
@@ -495,7 +497,7 @@ def _load_int8(folder: Path, digest: str | None) -> Int8 | None:
         msg = f"{folder}: the int8 graph is missing ({error.strerror}). Restore it, or train again."
         raise FormatError(msg) from error
     _expect(f"{folder}: SHA-256 of the int8 graph", found, digest)
-    return Int8(folder, digest)
+    return Int8(folder, digest, saved.get("int8_pooling"))
 
 
 def _saved_name(saved: dict[str, Any]) -> str:

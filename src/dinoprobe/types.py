@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+from dinoprobe.errors import ConfigurationError
+from dinoprobe.pooling import columns_of, pooled_fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -95,7 +98,8 @@ class Features:
     """One row per image that could be used, in the order of the dataset.
 
     `X` is `(n, d)` float32. `y` holds the labels as an object array of str, or None where a sample
-    has no label. `hashes` are the content hashes, equal for identical images.
+    has no label. `hashes` are the content hashes, equal for identical images. `base_fingerprint` is
+    that of all but the pooling; both are None where the encoder has no pooling.
     """
 
     keys: tuple[str, ...]
@@ -107,6 +111,8 @@ class Features:
     splits: tuple[Split | None, ...]
     groups: tuple[str | None, ...]
     failures: tuple[Failure, ...] = ()
+    pooling: str | None = None
+    base_fingerprint: str | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -114,16 +120,32 @@ class Features:
     def select(self, rows: npt.NDArray[np.intp]) -> Features:
         """The same with only these rows, by position. Failures stay with the whole."""
         picked = [int(row) for row in rows]
-        return Features(
+        return replace(
+            self,
             keys=tuple(self.keys[i] for i in picked),
             X=self.X[rows],
             y=self.y[rows],
-            classes=self.classes,
-            fingerprint=self.fingerprint,
             hashes=tuple(self.hashes[i] for i in picked),
             splits=tuple(self.splits[i] for i in picked),
             groups=tuple(self.groups[i] for i in picked),
+            failures=(),
         )
+
+    def pooled(self, pooling: str) -> Features:
+        """The features of another pooling whose parts are in these (`pooling.sub_poolings`).
+
+        `X` is a view of their columns, and the fingerprint that of `encoder.with_pooling`. Raises
+        ConfigurationError where a part is missing.
+        """
+        if self.pooling is None or self.base_fingerprint is None:
+            msg = (
+                f"pooling '{pooling}' can not be taken from features of an encoder without a "
+                "pooling. Use them whole, or embed with an Encoder."
+            )
+            raise ConfigurationError(msg)
+        columns = columns_of(self.pooling, pooling, self.X.shape[1])
+        fingerprint = pooled_fingerprint(self.base_fingerprint, pooling)
+        return replace(self, X=self.X[:, columns], fingerprint=fingerprint, pooling=pooling)
 
 
 class Progress(Protocol):

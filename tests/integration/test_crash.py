@@ -23,6 +23,7 @@ import json, os, signal, sys, time
 import numpy as np, torch
 from dinoprobe.datasets import open_dataset
 from dinoprobe.engine import Flush, embed
+from dinoprobe.pooling import columns_of, parts_of, pooled_fingerprint
 from dinoprobe.preprocess import Preprocessing
 from dinoprobe.store import FeatureStore
 
@@ -39,8 +40,21 @@ class Slow:
         rows = images.numpy().reshape(len(images), 48, 16)[:, ::2].astype(np.float32)
         return rows.mean(-1) + np.arange(24, dtype=np.float32) / 7
 
-def work(images, store, out, pipe):
-    result = embed(open_dataset(images), Slow(pipe), store=FeatureStore(store), batch_size=4,
+class Pooled(Slow):
+    # the same rows as three parts of 8: cls_2, cls and mean
+    base_fingerprint = Slow.fingerprint
+
+    def __init__(self, pipe, pooling):
+        super().__init__(pipe)
+        self.pooling, self.fingerprint = pooling, pooled_fingerprint(self.base_fingerprint, pooling)
+        self.dimension = 8 * len(parts_of(pooling))
+
+    def encode(self, images):
+        return super().encode(images)[:, columns_of("blocks2+mean", self.pooling, 24)]
+
+def work(images, store, out, pipe, pooling=None):
+    encoder = Slow(pipe) if pooling is None else Pooled(pipe, pooling)
+    result = embed(open_dataset(images), encoder, store=FeatureStore(store), batch_size=4,
                    flush=Flush(rows=8, seconds=0.05))
     with open(out, "w") as file:
         json.dump({"digest": result.content_digest(), "cached": result.cached,
@@ -51,13 +65,13 @@ torch.set_num_threads(1)
 for line in sys.stdin:
     job = json.loads(line)
     children = []
-    for images, store, out in job["runs"]:
+    for images, store, out, *pooling in job["runs"]:
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
             code = 1
             try:
-                work(images, store, out, writing)
+                work(images, store, out, writing, *pooling)
                 code = 0
             except BaseException:
                 import traceback
@@ -90,7 +104,7 @@ class Driver:
         )
 
     def run(
-        self, *runs: tuple[Path, Path, Path], kill_after: tuple[int, float] | None = None
+        self, *runs: tuple[Path | str, ...], kill_after: tuple[int, float] | None = None
     ) -> list[int]:
         batches, seconds = kill_after or (None, 0.0)
         job = {
@@ -169,4 +183,36 @@ def test_kills_lose_nothing_and_writers_do_not_disturb_each_other(
     assert (union.rows - union.repeated, union.damaged) == (IMAGES, 0)
     assert driver.run((images, shared, out)) == [0]
     assert (result(out)["encoded"], result(out)["cached"]) == (0, IMAGES)
+    assert driver.finish() == ""
+
+
+def test_kills_and_writers_of_several_poolings_share_one_table(
+    driver: Driver, images: Path, tmp_path: Path
+) -> None:
+    out, calm = tmp_path / "out.json", {}
+    poolings = ("cls", "blocks2+mean", "mean", "cls+mean", "blocks2")
+    for pooling in poolings:
+        assert driver.run((images, tmp_path / pooling, out, pooling)) == [0]
+        calm[pooling] = result(out)["digest"]
+    assert len(set(calm.values())) == len(poolings)
+
+    store, generator = tmp_path / "killed", random.Random(5)
+    for number in range(2 * KILLS):
+        moment = generator.randint(1, 12), generator.uniform(0, 0.03)
+        pooling = poolings[number % len(poolings)]
+        assert driver.run((images, store, out, pooling), kill_after=moment) in ([-9], [0])
+        assert FeatureStore(store).verify(PRINT).damaged == 0
+    for pooling in poolings:
+        assert driver.run((images, store, out, pooling)) == [0]
+        assert result(out)["digest"] == calm[pooling]
+
+    shared, parts = tmp_path / "shared", [tmp_path / f"{i}.json" for i in range(len(poolings))]
+    runs = [(images, shared, parts[i], pooling) for i, pooling in enumerate(poolings)]
+    assert driver.run(*runs) == [0] * len(runs)
+    for part, pooling in zip(parts, poolings, strict=True):
+        assert result(part)["digest"] == calm[pooling]
+    assert FeatureStore(shared).verify(PRINT).damaged == 0
+    for pooling in poolings:
+        assert driver.run((images, shared, out, pooling)) == [0]
+        assert (result(out)["digest"], result(out)["encoded"]) == (calm[pooling], 0)
     assert driver.finish() == ""

@@ -252,6 +252,53 @@ def test_embed_counts_everything_and_exports(photos: Path, vit: Path, tmp_path: 
     assert listed["red/readme.txt"] == listed["Thumbs.db"] == "ignored"
 
 
+@pytest.mark.parametrize("encoder", ["vit", "builtin"])
+def test_what_was_embedded_serves_every_pooling_within(
+    photos: Path, vit: Path, tmp_path: Path, encoder: str
+) -> None:
+    name = vit if encoder == "vit" else encoder
+    arguments = ["embed", photos, "--encoder", name, "--store", tmp_path / "store"]
+    whole = document(*arguments, "--pooling", "blocks2+mean")
+    assert (whole["pooling"], whole["cached"], whole["embedded"]) == ("blocks2+mean", 0, 60)
+    width = int(str(whole["dimension"])) // 3
+    for pooling, parts in (("cls", 1), ("cls+mean", 2), ("blocks2", 2), ("mean", 1)):
+        found = document(*arguments, "--pooling", pooling)
+        assert (found["cached"], found["embedded"]) == (60, 60)
+        assert found["dimension"] == parts * width
+        assert found["base_fingerprint"] == whole["base_fingerprint"]
+        assert found["fingerprint"] != whole["fingerprint"]
+    assert (tmp_path / "store" / str(whole["base_fingerprint"])).is_dir()
+    text = invoke(*arguments, "--pooling", "cls").stdout
+    assert "60 images have features, 60 of them from before" in text
+    assert "0 images encoded" in text
+
+
+def test_a_pooling_with_more_parts_encodes_again(photos: Path, vit: Path, tmp_path: Path) -> None:
+    arguments = ["embed", photos, "--encoder", vit, "--store", tmp_path / "store"]
+    alone = document(*arguments, "--pooling", "cls")
+    both = document(*arguments, "--pooling", "cls+mean")
+    assert (alone["cached"], both["cached"], both["failed"]) == (0, 0, 1)
+    for pooling in ("mean", "cls", "cls+mean"):
+        assert document(*arguments, "--pooling", pooling)["cached"] == 60
+    fresh = document(
+        *arguments[:-1], tmp_path / "other", "--pooling", "cls+mean",
+    )  # fmt: skip
+    assert fresh["content_digest"] == both["content_digest"]
+
+
+def test_train_and_predict_with_blocks(photos: Path, vit: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    found = document(
+        "train", photos, "-e", vit, "--pooling", "blocks2+mean", "--store", tmp_path / "s",
+        "--out", run,
+    )  # fmt: skip
+    assert found["accuracy"] == 1.0
+    config = json.loads((run / "classifier" / "config.json").read_text())
+    assert (config["pooling"], config["fingerprint"]) == ("blocks2+mean", found["fingerprint"])
+    rows = document("predict", run, photos / "green" / "00.png")["rows"]
+    assert rows[0]["label"] == "green"  # type: ignore[index]
+
+
 def test_strict_exits_with_4_after_the_work_is_done(
     photos: Path, vit: Path, tmp_path: Path
 ) -> None:
@@ -348,6 +395,8 @@ def test_a_table_with_columns_by_flag(photos: Path, vit: Path, tmp_path: Path) -
         (["evaluate", "nowhere"], "no such directory"),
         (["predict", "nowhere", "x.jpg"], "no such directory"),
         (["embed", ".", "-e", "builtin", "--export", "x.csv"], "Expected one of"),
+        (["embed", ".", "-e", "builtin", "--pooling", "max"], "pooling 'max' is not known"),
+        (["embed", ".", "-e", "builtin", "--pooling", "blocks99"], "this model has"),
         (["embed", ".", "-e", "builtin", "--export", "no/x.npy"], "its folder does not exist"),
         (["train", ".", "-e", "builtin", "-O", "C=abc"], "an option of LogisticProbe"),
         (["train", ".", "-e", "builtin", "-O", "Cs=5"], "an option of LogisticProbe"),

@@ -35,7 +35,7 @@ FAMILIES: dict[str, tuple[Any, int, int]] = {
     "dinov2_with_registers": (lambda folder: save_dinov2(folder, registers=True), 4, 14),
     "vit": (save_vit_of_google, 1, 8),
 }
-POOLINGS = ("cls", "mean", "cls+mean")
+POOLINGS = ("cls", "mean", "cls+mean", "blocks2", "blocks2+mean")
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +51,14 @@ def by_hand(folder: Path, family: str, pixels: torch.Tensor, pooling: str) -> np
     model = AutoModel.from_pretrained(folder).eval()
     options = {"interpolate_pos_encoding": True} if family == "vit" else {}
     with torch.no_grad():
-        tokens = model(pixel_values=pixels, **options).last_hidden_state.double()
-    cls, mean = tokens[:, 0], tokens[:, FAMILIES[family][1] :].mean(dim=1)
-    parts = {"cls": [cls], "mean": [mean], "cls+mean": [cls, mean]}[pooling]
+        output = model(pixel_values=pixels, output_hidden_states=True, **options)
+        tokens = output.last_hidden_state.double()
+        cls, mean = tokens[:, 0], tokens[:, FAMILIES[family][1] :].mean(dim=1)
+        parts = {"cls": [cls], "mean": [mean], "cls+mean": [cls, mean]}.get(pooling, [])
+        if not parts:  # of two blocks, so the first one's output
+            norm = model.norm if family == "dinov3_vit" else model.layernorm
+            parts = [norm(output.hidden_states[1])[:, 0].double(), cls, mean]
+            parts = parts if pooling == "blocks2+mean" else parts[:2]
     return torch.cat(parts, dim=1).numpy()
 
 
@@ -69,6 +74,10 @@ def normalised(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tens
 def test_features_are_those_of_plain_transformers(
     folders: dict[str, Path], family: str, cells: tuple[int, int], pooling: str
 ) -> None:
+    if pooling.startswith("blocks") and family == "dinov3_convnext":
+        with pytest.raises(ConfigurationError, match="blocks of a ConvNeXt have no CLS"):
+            Encoder.from_pretrained(str(folders[family]), pooling=pooling, device="cpu")
+        return
     patch = FAMILIES[family][2]
     size = (cells[0] * patch, cells[1] * patch)
     preprocessing = Preprocessing(size=size)

@@ -60,9 +60,24 @@ def model_of(name: str) -> tuple[Any, Family]:
     return model, family
 
 
-def pooled(tokens: torch.Tensor, first: int, pooling: str) -> torch.Tensor:
+def pooled(
+    tokens: torch.Tensor, first: int, pooling: str, earlier: list[torch.Tensor] | None = None
+) -> torch.Tensor:
+    """`earlier` holds the normed CLS of the blocks before the last one, the oldest first."""
     cls, mean = tokens[:, 0].double(), tokens[:, first:].double().mean(dim=1)
-    return {"cls": cls, "mean": mean, "cls+mean": torch.cat([cls, mean], dim=1)}[pooling]
+    if "blocks" not in pooling:
+        parts = {"cls": [cls], "mean": [mean], "cls+mean": [cls, mean]}[pooling]
+    else:
+        assert earlier is not None
+        parts = [row.double() for row in [*earlier, cls]]
+        parts += [mean] if pooling.endswith("+mean") else []
+    return torch.cat(parts, dim=1)
+
+
+def worst_part(first: torch.Tensor, second: torch.Tensor, width: int) -> float:
+    return max(
+        distance(a, b) for a, b in zip(first.split(width, 1), second.split(width, 1), strict=True)
+    )
 
 
 def distance(first: torch.Tensor, second: torch.Tensor) -> float:
@@ -95,6 +110,33 @@ def test_float32_equals_transformers(name: str, size: tuple[int, int], packed: b
             )  # fmt: skip
             expected = pooled(tokens, family.tokens_before_patches(model.config), pooling)
             assert distance(folded(batch), expected) <= 1e-9
+
+
+@pytest.mark.parametrize("packed", PACKED)
+@pytest.mark.parametrize(("name", "poolings"), [
+    ("vits16", ("blocks2", "blocks4", "blocks4+mean", "blocks12+mean", "mean")),
+    ("vits16plus", ("blocks4", "blocks4+mean")),
+])  # fmt: skip
+def test_earlier_blocks_equal_transformers(
+    name: str, poolings: tuple[str, ...], packed: bool
+) -> None:
+    """Hidden states of transformers, and its final norm on their CLS: each part by itself."""
+    model, family = model_of(name)
+    batch, preprocessing = images((224, 224)), Preprocessing()
+    with torch.inference_mode():
+        pixels = to_pixel_values(batch, preprocessing, dtype=torch.float32, device="cpu")
+        output = model(pixel_values=pixels, output_hidden_states=True)
+        assert len(output.hidden_states) == 13
+        normed = [model.norm(state)[:, 0] for state in output.hidden_states[1:-1]]
+        for pooling in poolings:
+            folded = fold(
+                model, family.model_type, preprocessing,
+                pooling=pooling, dtype=torch.float32, packed=packed,
+            )  # fmt: skip
+            blocks = int(pooling.removeprefix("blocks").partition("+")[0]) if "b" in pooling else 0
+            earlier = normed[len(normed) - blocks + 1 :]
+            expected = pooled(output.last_hidden_state, 5, pooling, earlier)
+            assert worst_part(folded(batch), expected, 384) <= 1e-9
 
 
 @pytest.mark.parametrize("name", ["vits16", "vits16plus", "convnext-tiny"])

@@ -9,14 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.checkpoints import save_vit
 from typer.testing import CliRunner
 
+from dinoprobe.api import embed as embed_images
 from dinoprobe.bench import EmbedBench, run_embed_bench
 from dinoprobe.bench.limits import flops_of_image, matrix_ceiling
 from dinoprobe.bench.synthetic import LARGE, photo, write_photos
+from dinoprobe.bench.tutorial import tutorial_features
 from dinoprobe.catalog import CHECKPOINTS
 from dinoprobe.cli.app import app
-from dinoprobe.encoder import EncoderSettings
+from dinoprobe.encoder import EncoderSettings, open_encoder
 from dinoprobe.encoder.families import FAMILIES
 from dinoprobe.errors import ConfigurationError, DatasetError
 from dinoprobe.preprocess import decode
@@ -51,6 +54,20 @@ def test_photographs_come_from_a_seed(tmp_path: Path) -> None:
     second = write_photos(tmp_path / "b", 6)
     assert [Path(p).read_bytes() for p in first] == [Path(p).read_bytes() for p in second]
     assert len({decode(Path(path).read_bytes()).pixels.shape for path in first}) > 1
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls+mean", "blocks2", "blocks2+mean"])
+def test_the_tutorials_loop_pools_as_the_encoder_does(tmp_path: Path, pooling: str) -> None:
+    """But for the resize, which is of whole grey levels in the engine and of floats in the loop."""
+    settings = EncoderSettings(
+        name=str(save_vit(tmp_path / "vit")), device="cpu", pooling=pooling, exact=True
+    )
+    encoder = open_encoder(settings)
+    paths = write_photos(tmp_path, 3)
+    plainly = tutorial_features(paths, encoder)
+    engine = embed_images([Path(path) for path in paths], encoder, store=str(tmp_path / "store"))
+    assert engine.X.shape == plainly.shape == (3, encoder.dimension)
+    np.testing.assert_allclose(engine.X, plainly, atol=1e-2)
 
 
 def test_photographs_have_the_detail_of_real_ones() -> None:

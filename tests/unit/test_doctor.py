@@ -111,6 +111,14 @@ def test_another_forward_than_transformers_is_found(tmp_path: Path) -> None:
     assert "expected 1e-06 or less" in check.text
 
 
+def test_earlier_blocks_are_checked_too(tmp_path: Path) -> None:
+    encoder = Encoder.from_pretrained(str(save_vit(tmp_path)), device="cpu", pooling="blocks2")
+    assert check_forward(encoder).state == "ok"
+    honest = encoder.encode
+    encoder.encode = lambda images: honest(images)[:, ::-1].copy()  # type: ignore[method-assign]
+    assert check_forward(encoder).state == "failed"
+
+
 def test_nan_in_the_comparison_is_no_agreement(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.checkpoints import PREPROCESSOR, save_convnext, save_vit
+from tests.checkpoints import PREPROCESSOR, save_convnext, save_dinov2, save_vit
 
 from dinoprobe.encoder import Encoder, EncoderSettings, open_encoder
 from dinoprobe.encoder.placement import choose_device, choose_dtype
 from dinoprobe.encoder.pooling import choose_pooling, pool
 from dinoprobe.errors import ConfigurationError, EncoderError, EncoderNotFoundError, FormatError
+from dinoprobe.pooling import columns_of, sub_poolings
 from dinoprobe.preprocess import Preprocessing
 
 if TYPE_CHECKING:
@@ -71,13 +74,120 @@ def test_convnext_pools_cls_by_default(convnext: Path) -> None:
 
 def test_pool_counts_registers() -> None:
     tokens = torch.arange(12.0).view(1, 6, 2)
-    row = pool(tokens, tokens[:, 0], skip=4, pooling="cls+mean")
+    row = pool(tokens, skip=4, pooling="cls+mean")
     assert row.tolist() == [[0.0, 1.0, 9.0, 10.0]]
 
 
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_vit(tmp_path_factory.mktemp("deep"), depth=5)
+
+
+@pytest.mark.parametrize("pooling", ["blocks2", "blocks4+mean", "blocks5"])
+def test_blocks_are_the_last_ones_with_the_oldest_first(deep: Path, pooling: str) -> None:
+    """Against hooks on the layers, as get_intermediate_layers takes the last n of them."""
+    encoder = Encoder.from_pretrained(str(deep), device="cpu", pooling=pooling)
+    batch, seen = images(3), []
+    hooks = [
+        layer.register_forward_hook(lambda _m, _a, output: seen.append(output))
+        for layer in encoder.model.model.layer
+    ]
+    cls, tokens = reference_tokens(encoder, batch)
+    for hook in hooks:
+        hook.remove()
+    with torch.no_grad():
+        parts = [encoder.model.norm(tokens)[:, 0].numpy() for tokens in seen]
+    parts = parts[-int(pooling[6]) :]
+    np.testing.assert_allclose(parts[-1], cls, atol=1e-6)
+    parts += [tokens[:, 5:].mean(axis=1)] if pooling.endswith("mean") else []
+    assert encoder.dimension == 32 * len(parts)
+    np.testing.assert_allclose(encoder.encode(batch), np.concatenate(parts, axis=1), atol=1e-5)
+
+
+def test_more_blocks_than_there_are_are_refused(deep: Path) -> None:
+    with pytest.raises(ConfigurationError, match="this model has 5 blocks"):
+        Encoder.from_pretrained(str(deep), device="cpu", pooling="blocks6")
+
+
+def test_another_pooling_of_one_model(deep: Path) -> None:
+    """The same features and fingerprints as of an encoder that was opened with that pooling, and
+    the same columns bit for bit where the first one computes them.
+    """
+    batch = images(3)
+    whole = Encoder.from_pretrained(str(deep), device="cpu", pooling="blocks3+mean")
+    rows, prints = whole.encode(batch), {whole.fingerprint}
+    for pooling in sub_poolings(whole.pooling):
+        other = whole.with_pooling(pooling)
+        opened = Encoder.from_pretrained(str(deep), device="cpu", pooling=pooling)
+        assert other.model is whole.model
+        assert other.fingerprint == opened.fingerprint
+        assert other.base_fingerprint == opened.base_fingerprint == whole.base_fingerprint
+        assert other.description == opened.description
+        prints.add(other.fingerprint)
+        found = other.encode(batch)
+        assert found.shape == (3, other.dimension) == (3, opened.dimension)
+        columns = columns_of(whole.pooling, pooling, whole.dimension)
+        np.testing.assert_array_equal(found, rows[:, columns])
+        np.testing.assert_allclose(found, opened.encode(batch), atol=1e-5)
+    assert len(prints) == len(sub_poolings(whole.pooling))
+    np.testing.assert_array_equal(whole.encode(batch), rows)
+
+
+def test_a_pooling_with_more_parts_gets_its_own_forward(deep: Path) -> None:
+    batch = images(3)
+    first = Encoder.from_pretrained(str(deep), device="cpu", pooling="cls")
+    before = first.encode(batch)
+    for pooling in ("auto", "mean", "blocks4+mean"):
+        other = first.with_pooling(pooling)
+        opened = Encoder.from_pretrained(str(deep), device="cpu", pooling=pooling)
+        assert other.fingerprint == opened.fingerprint
+        np.testing.assert_array_equal(other.encode(batch), opened.encode(batch))
+        back = other.with_pooling("cls")
+        assert back.fingerprint == first.fingerprint
+        np.testing.assert_allclose(back.encode(batch), before, atol=1e-5)
+    np.testing.assert_array_equal(first.encode(batch), before)
+    with pytest.raises(ConfigurationError, match="this model has 5 blocks"):
+        first.with_pooling("blocks9")
+
+
+def test_threads_keep_their_own_blocks(tmp_path: Path) -> None:
+    """Transformers' own forward, on a model that threads share."""
+    encoder = Encoder.from_pretrained(
+        str(save_dinov2(tmp_path)), device="cpu", pooling="blocks2+mean"
+    )
+    batches = [images(n, 28) for n in (1, 2, 3, 4)] * 3
+    expected = [encoder.encode(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for found, rows in zip(pool.map(encoder.encode, batches), expected, strict=True):
+            np.testing.assert_allclose(found, rows, atol=1e-5)
+    copied = pickle.loads(pickle.dumps(encoder))
+    np.testing.assert_array_equal(copied.encode(batches[3]), expected[3])
+
+
+def test_blocks_that_can_not_be_read_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hooks that come after torch has compiled a block are not run."""
+    monkeypatch.setattr("dinoprobe.encoder.blocks._watch", lambda _: None)
+    encoder = Encoder.from_pretrained(str(save_dinov2(tmp_path)), device="cpu", pooling="blocks2")
+    with pytest.raises(EncoderError, match="0 blocks gave their CLS"):
+        encoder.encode(images(1, 28))
+
+
+def test_the_plain_features_are_those_of_the_pooling(deep: Path) -> None:
+    whole = Encoder.from_pretrained(str(deep), device="cpu", pooling="blocks3+mean")
+    pixels = (images(2).float() / 255 - 0.5) / 0.2
+    with torch.no_grad():
+        rows = whole.plain(pixels)
+        part = whole.with_pooling("blocks2").plain(pixels)
+        tokens = whole.tokens(pixels)
+    assert torch.equal(part, rows[:, 32:96])
+    torch.testing.assert_close(part[:, 32:], tokens[:, 0])
+
+
 def test_unknown_pooling_names_the_choices() -> None:
-    with pytest.raises(ConfigurationError, match=r"'max' is not known\. Use auto, cls, mean"):
-        choose_pooling("max", "dinov3_vit")
+    with pytest.raises(ConfigurationError, match=r"'max' is not known\. Use cls, mean"):
+        choose_pooling("max", "dinov3_vit", 12)
 
 
 def test_the_encoder_is_frozen(vit: Path) -> None:

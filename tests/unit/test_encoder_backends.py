@@ -4,6 +4,7 @@ is not used.
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import subprocess
 import sys
@@ -64,8 +65,13 @@ def plainly(encoder: Encoder, batch: torch.Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("backend", GRAPHS)
-@pytest.mark.parametrize("pooling", ["cls", "mean", "cls+mean"])
-@pytest.mark.parametrize("save", [save_vit, save_convnext])
+@pytest.mark.parametrize(
+    ("save", "pooling"),
+    [
+        *itertools.product([save_vit, save_convnext], ["cls", "mean", "cls+mean"]),
+        *itertools.product([save_vit], ["blocks2", "blocks2+mean"]),
+    ],
+)
 def test_a_graph_computes_what_transformers_does(
     save: Any, pooling: str, backend: str, tmp_path: Path
 ) -> None:
@@ -241,6 +247,55 @@ def test_a_backend_that_breaks_is_passed_over_and_said(
     assert "openvino in float32 does not run here (no such kernel)." in encoder.notes
     with pytest.raises(EncoderError, match=r"no such kernel.*Leave --backend and --precision out"):
         Encoder.from_pretrained(folder, device="cpu", backend="openvino")
+
+
+def test_each_part_of_a_row_is_within_the_limit() -> None:
+    """A part that is wrong shows whatever the others are, for it may be used alone."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(4, 40, generator=generator)
+    rows[:, :30] *= 100
+    wrong = rows.clone()
+    wrong[:, 30:] = -wrong[:, 30:]
+    assert selftest.mean_distance(wrong, rows) < 1e-3
+    assert selftest.mean_distance(wrong, rows, 4) == pytest.approx(2)
+    assert selftest.mean_distance(wrong, rows, 2) == selftest.mean_distance(
+        wrong[:, 20:], rows[:, 20:]
+    )
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("backend", ["torch", pytest.param("openvino", marks=needs_openvino)])
+def test_a_pooling_that_is_taken_later_is_tested_too(
+    backend: str, tmp_path: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = Encoder.from_pretrained(
+        str(save_vit(tmp_path)), device="cpu", backend=backend, precision="bf16", pooling="cls"
+    )
+    other = encoder.with_pooling("blocks2+mean")
+    assert len(list((own_cache / "selftests").iterdir())) == 2
+    assert (other.backend, other.precision) == (backend, "bfloat16")
+    whole = other.encode(images())
+    assert 0 < distance(whole, plainly(other, images())) < 1e-3
+    part = other.with_pooling("cls+mean")
+    assert len(list((own_cache / "selftests").iterdir())) == 2  # it is part of what was tested
+    np.testing.assert_array_equal(part.encode(images()), whole[:, 32:])
+    monkeypatch.setitem(selftest.LIMITS, "bfloat16", 1e-12)
+    with pytest.raises(EncoderError, match="bfloat16 is not used"):
+        encoder.with_pooling("mean")
+
+
+@pytest.mark.parametrize("backend", GRAPHS)
+def test_a_graph_of_more_parts_gives_fewer(backend: str, tmp_path: Path, own_cache: Path) -> None:
+    settings = EncoderSettings(
+        name=str(save_vit(tmp_path)), device="cpu", backend=backend, pooling="blocks2+mean"
+    )
+    whole = open_encoder(settings)
+    part = whole.with_pooling("mean")
+    np.testing.assert_array_equal(part.encode(images()), whole.encode(images())[:, 64:])
+    assert len(list((own_cache / "graphs").iterdir())) == 1
+    assert part.fingerprint == open_encoder(replace(settings, pooling="mean")).fingerprint
+    copied = pickle.loads(pickle.dumps(part))
+    np.testing.assert_allclose(copied.encode(images()), part.encode(images()), atol=1e-5)
 
 
 def test_numbers_that_are_not_finite_never_pass() -> None:

@@ -28,6 +28,7 @@ from dinoprobe.errors import (
     MismatchError,
     StoreError,
 )
+from dinoprobe.pooling import columns_of, parts_of, pooled_fingerprint
 from dinoprobe.store import FeatureStore, MemoryStore
 from dinoprobe.types import Dataset, Failure, Sample, Source, Stamp
 
@@ -379,6 +380,73 @@ def test_features_that_are_not_finite_are_failures(store: FeatureStore) -> None:
     assert [(f.key, f.kind) for f in result.features.failures] == [("d0001.jpg", "non-finite")]
     assert np.isfinite(result.features.X).all()
     assert store.verify("ab" * 16).rows == 3
+
+
+@dataclass
+class PooledEncoder(TinyEncoder):
+    """A CLS and a mean, of 6 values each; `poison` makes the mean NaN."""
+
+    pooling: str = "cls+mean"
+    base_fingerprint: str = "cd" * 16
+    poison: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.fingerprint = pooled_fingerprint(self.base_fingerprint, self.pooling)
+        self.dimension = 6 * len(parts_of(self.pooling))
+        self.description = {"kind": "tiny", "pooling": self.pooling}
+
+    def encode(self, images: torch.Tensor) -> npt.NDArray[np.float32]:
+        rows = super().encode(images)
+        if self.poison:
+            rows[1:2, 7] = np.nan
+        return rows[:, columns_of("cls+mean", self.pooling, 12)]
+
+
+@pytest.fixture(params=["lance", "memory"])
+def place(request: pytest.FixtureRequest, store: FeatureStore) -> FeatureStore | MemoryStore:
+    return store if request.param == "lance" else MemoryStore()
+
+
+def test_features_of_one_pass_serve_its_poolings(place: FeatureStore | MemoryStore) -> None:
+    dataset = dataset_of(numbered(6))
+    whole = embed(dataset, PooledEncoder(), store=place)
+    assert (whole.features.pooling, whole.features.base_fingerprint) == ("cls+mean", "cd" * 16)
+    seen = reads(dataset)
+    for pooling in ("cls", "mean", "cls+mean"):
+        encoder = PooledEncoder(pooling=pooling)
+        found = embed(dataset, encoder, store=place)
+        assert (found.cached, found.encoded, encoder.batches) == (6, 0, [])
+        view = whole.features.pooled(pooling)
+        np.testing.assert_array_equal(found.features.X, view.X)
+        assert found.features.fingerprint == view.fingerprint == encoder.fingerprint
+    assert reads(dataset) == seen  # one manifest for all poolings
+
+
+def test_more_parts_are_encoded_again_and_of_one_pass(place: FeatureStore | MemoryStore) -> None:
+    dataset = dataset_of(numbered(6))
+    embed(dataset, PooledEncoder(pooling="cls"), store=place)
+    both = embed(dataset, PooledEncoder(), store=place)
+    assert (both.cached, both.encoded) == (0, 6)
+    np.testing.assert_array_equal(both.features.X, embed(dataset, PooledEncoder()).features.X)
+    assert embed(dataset, PooledEncoder(pooling="mean"), store=place).cached == 6
+
+
+def test_a_table_says_what_its_rows_have_in_common(store: FeatureStore) -> None:
+    embed(dataset_of(numbered(2)), PooledEncoder(pooling="cls"), store=store)
+    assert store.describe("cd" * 16) == {"kind": "tiny"}
+
+
+def test_a_part_that_is_not_finite_fails_no_other_pooling(
+    place: FeatureStore | MemoryStore,
+) -> None:
+    dataset = dataset_of(numbered(4))
+    first = embed(dataset, PooledEncoder(poison=True), store=place, batch_size=4)
+    assert [f.kind for f in first.features.failures] == ["non-finite"]
+    alone = embed(dataset, PooledEncoder(pooling="cls", poison=True), store=place, batch_size=4)
+    assert (alone.cached, alone.encoded, alone.failed) == (3, 1, 0)
+    again = embed(dataset, PooledEncoder(poison=True), store=place, batch_size=4)
+    assert (again.cached, again.embedded, again.failed) == (3, 4, 0)  # alone it is row 0
 
 
 def test_an_empty_dataset_and_one_that_fails_whole_give_empty_features(

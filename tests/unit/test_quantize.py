@@ -75,6 +75,28 @@ def test_a_graph_is_judged_and_kept(
     assert encoder.description["int8_digest"] == made.digest
 
 
+def test_a_part_of_what_a_graph_computes_is_saved_and_loaded(photos: Path, tmp_path: Path) -> None:
+    """The graph computes CLS and mean, the classifier takes the CLS of it."""
+    from dinoprobe.engine import embed
+    from dinoprobe.heads import LogisticProbe
+
+    settings = settings_of(save_vit(tmp_path / "weights"))
+    dataset = open_dataset(str(photos))
+    whole = open_encoder(settings, int8=int8_for(dataset, settings))
+    with pytest.raises(ConfigurationError, match="'blocks2' is not within 'cls\\+mean'"):
+        whole.with_pooling("blocks2")
+    encoder = whole.with_pooling("cls")
+    features = embed(dataset, whole).features.pooled("cls")
+    assert features.fingerprint == encoder.fingerprint != whole.fingerprint
+    head = LogisticProbe().fit(features.X, features.y)
+    ImageClassifier(encoder, head).save(tmp_path / "saved")
+    loaded = ImageClassifier.load(tmp_path / "saved")
+    assert (loaded.encoder.pooling, loaded.encoder.dimension) == ("cls", 32)
+    assert loaded.encoder.fingerprint == encoder.fingerprint
+    paths = [str(photos / name / "0.png") for name in ("dark", "light")]
+    assert [found.label for found in loaded.predict(paths)] == ["dark", "light"]
+
+
 def test_other_precisions_need_none(photos: Path, tmp_path: Path) -> None:
     settings = EncoderSettings(name=str(save_vit(tmp_path)), device="cpu")
     assert int8_for(open_dataset(str(photos)), settings) is None

@@ -28,10 +28,7 @@ def tutorial_features(paths: Sequence[str], encoder: Encoder) -> npt.NDArray[np.
     for start in range(0, len(paths), BATCH):
         batch = torch.stack([_pixels(path, encoder) for path in paths[start : start + BATCH]])
         with torch.no_grad():
-            tokens = encoder.tokens(batch.to(encoder.device))
-        cls, patches = tokens[:, 0], tokens[:, encoder.tokens_before_patches :]
-        parts = {"cls": [cls], "mean": [patches.mean(1)], "cls+mean": [cls, patches.mean(1)]}
-        rows.append(torch.cat(parts[encoder.pooling], dim=1).float().cpu().numpy())
+            rows.append(encoder.plain(batch.to(encoder.device)).cpu().numpy())
     return np.concatenate(rows)
 
 

@@ -159,6 +159,8 @@ def _document(dataset: Dataset, done: Embedding, store: str, encoder: Encoder) -
         "backend": encoder.backend,
         "precision": encoder.precision,
         "fingerprint": done.features.fingerprint,
+        "base_fingerprint": encoder.base_fingerprint,
+        "pooling": encoder.pooling,
         "content_digest": done.content_digest(),
         "images_per_second": done.images_per_second,
         "seconds": done.seconds,
@@ -183,4 +185,4 @@ def _show(console: Console, done: Embedding, document: dict[str, Any]) -> None:
     if done.failed > _SHOWN_FAILURES:
         console.line(f"  and {done.failed - _SHOWN_FAILURES:,} more (--failures FILE lists all)")
     console.line(f"Store: {document['store']}")
-    console.line(f"Fingerprint: {document['fingerprint']}")
+    console.line(f"Fingerprint: {document['fingerprint']} ({document['pooling']})")

@@ -61,7 +61,12 @@ SameEncoder = Annotated[
     ),
 ]
 PoolingName = Annotated[
-    str, typer.Option("--pooling", help="auto, cls, mean or cls+mean.", rich_help_panel=_ENCODER)
+    str,
+    typer.Option(
+        "--pooling",
+        help="auto, cls, mean, cls+mean, or blocksN, blocksN+mean: CLS of a ViT's last N blocks.",
+        rich_help_panel=_ENCODER,
+    ),
 ]
 Device = Annotated[
     str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=_ENCODER)

@@ -71,10 +71,7 @@ def _by_hand(encoder: Encoder, images: torch.Tensor) -> npt.NDArray[np.float32]:
     std = torch.tensor(preprocessing.std).view(3, 1, 1)
     pixels = (images.float() * preprocessing.rescale - mean) / std
     with torch.no_grad():
-        tokens = encoder.tokens(pixels.to(encoder.device)).float().cpu()
-    cls, patches = tokens[:, 0], tokens[:, encoder.tokens_before_patches :]
-    parts = {"cls": [cls], "mean": [patches.mean(1)], "cls+mean": [cls, patches.mean(1)]}
-    rows: npt.NDArray[np.float32] = torch.cat(parts[encoder.pooling], dim=1).numpy()
+        rows: npt.NDArray[np.float32] = encoder.plain(pixels.to(encoder.device)).cpu().numpy()
     return rows
 
 

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import nullcontext
-from dataclasses import dataclass
-from threading import local
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, final
 
 from dinoprobe.encoder.backends.choice import Choice
 from dinoprobe.encoder.backends.selftest import first_sound
 from dinoprobe.encoder.defaults import default_preprocessing, patch_size
+from dinoprobe.encoder.devices import full_float32, input_device, own_stream
 from dinoprobe.encoder.forward import Forward
 from dinoprobe.encoder.load import Source, open_source
 from dinoprobe.encoder.opening import Asked, own_precision, placed
-from dinoprobe.encoder.pooling import Pooling, choose_pooling
+from dinoprobe.encoder.pooling import choose_pooling
 from dinoprobe.encoder.reference import EncoderReference, locate
 from dinoprobe.encoder.rope import ROPES, set_rope
 from dinoprobe.errors import ConfigurationError
+from dinoprobe.pooling import columns_of, parts_of, pooled_fingerprint, sub_poolings
 from dinoprobe.preprocess.contract import check_patches
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
     import numpy as np
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from dinoprobe.encoder.placement import Spread
     from dinoprobe.preprocess import Preprocessing
 
-_FINGERPRINT_VERSION = 2
+_FINGERPRINT_VERSION = 3
 # What of config.json changes a feature without changing a tensor's name or shape.
 _ARCHITECTURE = (
     "depths",
@@ -54,10 +54,13 @@ _ARCHITECTURE = (
 
 @dataclass(frozen=True, slots=True)
 class Int8:
-    """A graph that was quantised: its folder, and the SHA-256 over its files."""
+    """A graph that was quantised: its folder, the SHA-256 over its files, and the pooling that it
+    computes, where that is not the one that was asked for.
+    """
 
     folder: Path
     digest: str
+    pooling: str | None = None
 
 
 @final
@@ -77,7 +80,7 @@ class Encoder:
         *,
         source: Source,
         reference: EncoderReference,
-        pooling: Pooling,
+        pooling: str,
         rope: str = "float32",
         choice: Choice | None = None,
         int8: Int8 | None = None,
@@ -93,17 +96,17 @@ class Encoder:
         self.device, self.is_spread = input_device(model)
         self.notes: tuple[str, ...] = ()
         self.tokens_before_patches = self.family.tokens_before_patches(config)
-        self._int8 = int8
+        self._int8 = int8 and replace(int8, pooling=int8.pooling or pooling)
+        self._asked: Asked | None = None
         self._forward = Forward(
             model,
             self.family,
-            pooling,
+            (self._int8 and self._int8.pooling) or pooling,
             is_spread=self.is_spread,
             choice=choice or Choice("torch", own_precision(model)),
             identity=self._identity(),
             int8=int8.folder if int8 else None,
         )
-        self.dimension = self.family.width(config) * (2 if pooling == "cls+mean" else 1)
 
     @classmethod
     def from_pretrained(  # noqa: PLR0913 - each is a choice of the user's
@@ -176,7 +179,9 @@ class Encoder:
                 f"rope '{rope}' can not be used here. Use {' or '.join(ROPES)} (the latter: ViTs)."
             )
             raise ConfigurationError(msg)
-        pooling = choose_pooling(options.get("pooling", "auto"), source.family.model_type)
+        family = source.family
+        depth = family.depth(source.config)
+        pooling = choose_pooling(options.get("pooling", "auto"), family.model_type, depth)
         asked = Asked.of(options)
         model, choices = placed(source, reference.name, options, asked)
         set_rope(model, rope)
@@ -197,10 +202,10 @@ class Encoder:
         """Run by the first choice that passes its test; with a dtype there is none."""
         import torch
 
-        forward = self._forward
+        forward, self._asked = self._forward, asked
         if not forward.is_folded or asked.dtype != "auto":
             return
-        with torch.inference_mode(), _full_float32(self.device):
+        with torch.inference_mode(), full_float32(self.device):
             chosen = first_sound(
                 forward.plan(self.preprocessing),
                 choices,
@@ -211,6 +216,38 @@ class Encoder:
         if chosen.built is not None:
             forward.keep(chosen.built, self.preprocessing)
         self.notes = (*self.notes, *chosen.notes)
+
+    def with_pooling(self, pooling: str) -> Encoder:
+        """The same model with another pooling (see `from_pretrained`), without loading it again.
+
+        Where this encoder computes all parts of it, the other one runs the same and takes columns,
+        so its features are those that `Features.pooled` gives. Otherwise it has a forward of its
+        own, tested as this one was. Raises ConfigurationError, and EncoderError where the test is
+        not passed.
+        """
+        config: Any = self.model.config
+        depth = self.family.depth(config.to_dict())
+        other, computed = copy(self), self._forward.pooling
+        other.pooling = choose_pooling(pooling, self.model_type, depth)
+        if other.pooling in sub_poolings(computed):
+            return other
+        if self._int8:
+            columns_of(
+                computed, other.pooling, self.dimension
+            )  # raises: a quantised graph is fixed
+        other._begin_anew()  # noqa: SLF001 - of this very class
+        return other
+
+    def _begin_anew(self) -> None:
+        """A forward for the pooling that was changed, by what ran before, under the same test."""
+        self._forward = self._forward.with_pooling(self.pooling)
+        if self._asked is not None:
+            self._settle([self._forward.choice], self._asked)
+
+    @property
+    def dimension(self) -> int:
+        """Numbers in a row of features."""
+        return self.family.width(self.model.config) * len(parts_of(self.pooling))
 
     @property
     def model_type(self) -> str:
@@ -245,11 +282,13 @@ class Encoder:
     @property
     def description(self) -> dict[str, Any]:
         """Everything that changes the numbers of a feature, as JSON values."""
+        return {**self._base(), "pooling": self.pooling}
+
+    def _base(self) -> dict[str, Any]:
         described = {
             "version": _FINGERPRINT_VERSION,
             **self._identity(),
             "preprocessing": self.preprocessing.to_dict(),
-            "pooling": self.pooling,
             "precision": self.precision,
         }
         return {**described, "int8_digest": self._int8.digest} if self._int8 else described
@@ -263,10 +302,15 @@ class Encoder:
         }
 
     @property
+    def base_fingerprint(self) -> str:
+        """32 hex digits over `description` without the pooling: rows of one store's table."""
+        canonical = json.dumps(self._base(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+    @property
     def fingerprint(self) -> str:
         """32 hex digits over `description`."""
-        canonical = json.dumps(self.description, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+        return pooled_fingerprint(self.base_fingerprint, self.pooling)
 
     def encode(self, images: torch.Tensor) -> npt.NDArray[np.float32]:
         """Features `(n, dimension)` float32 of images `(n, 3, height, width)` as `prepare` gives
@@ -274,13 +318,25 @@ class Encoder:
         """
         import torch
 
-        with torch.inference_mode(), _full_float32(self.device), own_stream(self.device):
+        with torch.inference_mode(), full_float32(self.device), own_stream(self.device):
             if self.device.type == "cuda":
                 images = images.pin_memory()  # from such memory a copy goes on beside the products
             images = images.to(self.device, non_blocking=True)
-            rows = self._forward(images, self.preprocessing)
+            rows = self._own(self._forward(images, self.preprocessing))
             features: npt.NDArray[np.float32] = rows.cpu().numpy()
         return features
+
+    def plain(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Features of normalised pixel values by transformers' model, in its own precision."""
+        with full_float32(self.device):
+            return self._own(self._forward.pooled(pixel_values))
+
+    def _own(self, rows: torch.Tensor) -> torch.Tensor:
+        """The columns of this pooling, of a forward that may compute more."""
+        computed = self._forward.pooling
+        if computed == self.pooling:
+            return rows
+        return rows[:, columns_of(computed, self.pooling, rows.shape[1])].contiguous()
 
     def int8_folder(self, purpose: str) -> Path:
         """Where this encoder's int8 graph for this purpose is kept. Raises MissingExtraError."""
@@ -305,7 +361,7 @@ class Encoder:
 
     def tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """All tokens `(n, before + patches, width)` after the last norm, by transformers' model."""
-        with _full_float32(self.device):
+        with full_float32(self.device):
             return self._forward.tokens(pixel_values)
 
     def parameters_digest(self) -> str:
@@ -317,46 +373,9 @@ class Encoder:
         return digest.hexdigest()
 
 
-def input_device(model: torch.nn.Module) -> tuple[torch.device, bool]:
-    """Where pixel values go, and whether accelerate has spread the model over several places."""
-    import torch
-
-    places = getattr(model, "hf_device_map", None)
-    if not places or (set(places) == {""} and places[""] != "disk"):
-        return next(model.parameters()).device, False
-    first = next((place for place in places.values() if place not in {"cpu", "disk"}), "cpu")
-    return torch.device(first), True
-
-
 def architecture(config: object) -> dict[str, Any]:
     """The settings of the model that change its features, as JSON values."""
     values = {name: getattr(config, name, None) for name in _ARCHITECTURE}
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
     }
-
-
-def own_stream(device: torch.device) -> AbstractContextManager[Any]:
-    """On CUDA a stream for each thread: one copies its batch while the other one computes."""
-    import torch
-
-    if device.type != "cuda":
-        return nullcontext()
-    streams = vars(_streams).setdefault("found", {})
-    if device not in streams:
-        streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    chosen: AbstractContextManager[Any] = torch.cuda.stream(streams[device])
-    return chosen
-
-
-_streams = local()
-
-
-def _full_float32(device: torch.device) -> AbstractContextManager[None]:
-    """Convolutions without TF32 on CUDA, where it is cuDNN's default: float32 means float32."""
-    import torch
-
-    if device.type != "cuda":
-        return nullcontext()
-    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-    return flags

@@ -29,13 +29,14 @@ class Family:
 
     `forward_options` go to each forward pass, such as the wish that position embeddings made for
     one size are interpolated for another. `ignored` are beginnings of tensor names that belong to a
-    classifier or to another output.
+    classifier or to another output. `norm` names the module behind the last block of a ViT.
     """
 
     model_type: str
     module: str
     class_name: str
     has_registers: bool = False
+    norm: str = "layernorm"
     forward_options: Mapping[str, Any] = field(default_factory=dict)
     model_options: Mapping[str, Any] = field(default_factory=dict)
     prefix: str | None = None
@@ -64,6 +65,11 @@ class Family:
         registers = getattr(config, "num_register_tokens", 0) if self.has_registers else 0
         return 1 + int(registers or 0)
 
+    def depth(self, config: Mapping[str, Any]) -> int:
+        """How many blocks have a CLS; 1 for a ConvNeXt. 12 is transformers' own default."""
+        layers = 1 if self.is_convnext else config.get("num_hidden_layers", 12)
+        return layers if isinstance(layers, int) else 1
+
     def width(self, config: Any) -> int:
         """Numbers in one token."""
         return int(config.hidden_sizes[-1] if self.is_convnext else config.hidden_size)
@@ -78,7 +84,7 @@ _HEADS = ("classifier.", "pooler.")
 FAMILIES = {
     family.model_type: family
     for family in (
-        _family("dinov3_vit", "DINOv3ViTModel", has_registers=True),
+        _family("dinov3_vit", "DINOv3ViTModel", has_registers=True, norm="norm"),
         _family("dinov3_convnext", "DINOv3ConvNextModel"),
         _family("dinov2", "Dinov2Model", prefix="dinov2.", ignored=_HEADS),
         _family(

@@ -6,12 +6,16 @@ threads. It is a second copy of the weights, so models above 4 GB run as transfo
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, final
 
 from dinoprobe.encoder.backends.graphs import Built, Plan, build, compile_layers
-from dinoprobe.encoder.pooling import Pooling, pool
+from dinoprobe.encoder.blocks import kept_cls
+from dinoprobe.encoder.pooling import pool
+from dinoprobe.errors import EncoderError
+from dinoprobe.pooling import blocks_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,7 +47,7 @@ class Forward:
         self,
         model: torch.nn.Module,
         family: Family,
-        pooling: Pooling,
+        pooling: str,
         *,
         is_spread: bool,
         choice: Choice,
@@ -92,9 +96,31 @@ class Forward:
 
         parameter = next(self.model.parameters())
         pixels = to_pixel_values(images, preprocessing, dtype=parameter.dtype, device=images.device)
-        tokens = self.tokens(pixels)
+        return self.pooled(pixels)
+
+    def pooled(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Features of pixel values that are normalised, by transformers' own model."""
         before = self.family.tokens_before_patches(self.model.config)
-        return pool(tokens, tokens[:, 0], before, self.pooling)
+        earlier = max(blocks_of(self.pooling) - 1, 0)
+        if not earlier:
+            return pool(self.tokens(pixel_values), before, self.pooling)
+        with kept_cls(self.model) as kept:
+            tokens = self.tokens(pixel_values)
+        norm = getattr(self.model, self.family.norm)
+        if len(kept) <= earlier:
+            msg = (
+                f"pooling '{self.pooling}': {len(kept)} blocks gave their CLS, expected more than "
+                f"{earlier}. Open the encoder with this pooling, or without --compile."
+            )
+            raise EncoderError(msg)
+        rows = [norm(cls).to(tokens.device) for cls in kept[-1 - earlier : -1]]
+        return pool(tokens, before, self.pooling, rows)
+
+    def with_pooling(self, pooling: str) -> Forward:
+        """The same model with another pooling; what runs it is built at the first batch."""
+        other = copy(self)
+        other.pooling = pooling
+        return other
 
     def plan(self, preprocessing: Preprocessing) -> Plan:
         """What a backend needs to build its own."""

@@ -6,41 +6,51 @@ The token sequence is `[CLS, registers, patches]` for the ViTs and `[pooled, pat
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from dinoprobe.errors import ConfigurationError
+from dinoprobe.pooling import CLS, MEAN, blocks_of, parts_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
-Pooling = Literal["cls", "mean", "cls+mean"]
-POOLINGS: tuple[Pooling, ...] = ("cls", "mean", "cls+mean")
 
+def choose_pooling(name: str, model_type: str, depth: int) -> str:
+    """The pooling of this name for a model of `depth` blocks.
 
-def choose_pooling(name: str, model_type: str) -> Pooling:
-    """`auto` is cls+mean for the ViTs, as in DINOv3's own linear evaluation, and cls for ConvNeXt.
-
-    ConvNeXt's pooled output already is the mean of its patch tokens, normalised.
+    `auto` is cls+mean for the ViTs, as in DINOv3's own linear evaluation, and cls for ConvNeXt,
+    whose pooled output already is the mean of its patch tokens, normalised. Raises
+    ConfigurationError for an unknown name, and for blocks that the model has not.
     """
+    is_convnext = model_type == "dinov3_convnext"
     if name == "auto":
-        return "cls" if model_type == "dinov3_convnext" else "cls+mean"
-    for pooling in POOLINGS:
-        if name == pooling:
-            return pooling
-    msg = f"pooling '{name}' is not known. Use auto, {', '.join(POOLINGS)}."
-    raise ConfigurationError(msg)
+        return "cls" if is_convnext else "cls+mean"
+    blocks = blocks_of(name)
+    if blocks > 1 and is_convnext:
+        msg = f"pooling '{name}': blocks of a ConvNeXt have no CLS. Use cls, mean or cls+mean."
+        raise ConfigurationError(msg)
+    if blocks > depth:
+        msg = f"pooling '{name}': this model has {depth} blocks. Use {depth} or fewer."
+        raise ConfigurationError(msg)
+    return name
 
 
-def pool(tokens: torch.Tensor, cls: torch.Tensor, skip: int, pooling: Pooling) -> torch.Tensor:
-    """`(n, dimension)` float32 from `tokens` `(n, skip + patches, width)` and `cls` `(n, width)`.
+def pool(
+    tokens: torch.Tensor, skip: int, pooling: str, earlier: Sequence[torch.Tensor] = ()
+) -> torch.Tensor:
+    """`(n, dimension)` float32 from the last block's `tokens` `(n, skip + patches, width)`.
 
-    `skip` counts the tokens before the patches: CLS and registers. The mean is taken in float32.
+    `skip` counts the tokens before the patches: CLS and registers. `earlier` holds the CLS of
+    earlier blocks, `(n, width)` each, the oldest first. The mean is taken in float32.
     """
     import torch
 
-    if pooling == "cls":
-        return cls.float()
-    mean = tokens[:, skip:].float().mean(dim=1)
-    if pooling == "mean":
-        return mean
-    return torch.cat([cls.float(), mean], dim=1)
+    parts = parts_of(pooling)
+    rows = [row.float() for row in earlier]
+    if CLS in parts:
+        rows.append(tokens[:, 0].float())
+    if MEAN in parts:
+        rows.append(tokens[:, skip:].float().mean(dim=1))
+    return torch.cat(rows, dim=1)

@@ -15,13 +15,14 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
-from dinoprobe.engine.pipeline import TIMEOUT_S, Auto, EncoderLike, run
+from dinoprobe.engine.pipeline import TIMEOUT_S, Auto, EncoderLike, Pools, run
 from dinoprobe.engine.readers import RETRIED_KINDS, Loaded
 from dinoprobe.errors import MismatchError, StoreError
 from dinoprobe.files import write_atomic
-from dinoprobe.store import Entry, MemoryStore, Rows, RowStore
+from dinoprobe.pooling import parts_of
+from dinoprobe.store import WHOLE, Entry, MemoryStore, Rows, RowStore
 from dinoprobe.types import Dataset, Failure, Features, NoProgress, Progress, Sample
 
 if TYPE_CHECKING:
@@ -100,11 +101,12 @@ def embed(
 ) -> Embedding:
     """The features of every image that can be used, and the failures, in the dataset's order.
 
-    With a store, an image whose bytes are known under the encoder's fingerprint is not encoded
-    again, and a file with an unchanged stamp is not even read. A decoding failure with an unchanged
-    stamp is listed again without a new try; a file that could not be read, or not within
-    `timeout_s`, is tried each time. On Ctrl-C, or any error, what is finished is committed before
-    it goes on to the caller. Raises StoreError, EncoderError, MismatchError and ConfigurationError.
+    With a store, an image whose bytes are known under the encoder's fingerprint, or for a pooling
+    that has all parts of this one, is not encoded again, and a file with an unchanged stamp is not
+    even read. A decoding failure with an unchanged stamp is listed again without a new try; a file
+    that could not be read, or not within `timeout_s`, is tried each time. On Ctrl-C, or any error,
+    what is finished is committed before it goes on to the caller. Raises StoreError, EncoderError,
+    MismatchError and ConfigurationError.
     """
     started = time.perf_counter()
     ledger = _Ledger(dataset, encoder, store or MemoryStore(), flush)
@@ -185,7 +187,7 @@ class _Ledger:
     untidy: str = ""
 
     def __post_init__(self) -> None:
-        self._fingerprint = self.encoder.fingerprint
+        self._fingerprint, self._parts = _row_kind(self.encoder)
         self._entries: dict[str, Entry] = {}
         self._known: KnownHashes = frozenset()
         self._claimed: set[str] = set()
@@ -197,7 +199,7 @@ class _Ledger:
 
     def open(self) -> list[Sample]:
         """Read what is known; the samples that are left to do."""
-        self._known = self.store.known(self._fingerprint)
+        self._known = self.store.known(self._fingerprint, parts=self._parts)
         self._entries = self.store.manifest(self._fingerprint, self.dataset.uri)
         left = [sample for sample in self.dataset.samples if not self._recall(sample)]
         self.known_failures = len(self.failures)
@@ -237,7 +239,8 @@ class _Ledger:
                 self._fingerprint,
                 self._new_hashes,
                 np.stack(self._new_rows),
-                description=self.encoder.description,
+                parts=self._parts,
+                description=self._description(),
             )
             self._new_hashes, self._new_rows = [], []
         self.store.record(self._fingerprint, self.dataset.uri, self._new_entries)
@@ -246,7 +249,7 @@ class _Ledger:
 
     def rows(self) -> Rows:
         """The features of every hash of this dataset, from the store."""
-        rows = self.store.get(self._fingerprint, self.hashes.values())
+        rows = self.store.get(self._fingerprint, self.hashes.values(), parts=self._parts)
         if len(rows.X) and rows.X.shape[1] != self.encoder.dimension:
             raise MismatchError(
                 f"the store holds rows of {rows.X.shape[1]} values under the fingerprint "
@@ -302,6 +305,13 @@ class _Ledger:
             notes=self._notes(len(used) - cached - len(self.encoded)),
         )
 
+    def _description(self) -> dict[str, Any]:
+        """What the rows of the store's table have in common."""
+        described = dict(self.encoder.description)
+        if isinstance(self.encoder, Pools):
+            described.pop("pooling", None)
+        return described
+
     def _recall(self, sample: Sample) -> bool:
         """Whether the manifest already says all about this sample."""
         entry = self._entries.get(sample.key)
@@ -339,6 +349,13 @@ class _Ledger:
         if self.untidy:
             notes.append(f"The features are stored, but the store was not compacted: {self.untidy}")
         return tuple(notes)
+
+
+def _row_kind(encoder: EncoderLike) -> tuple[str, tuple[str, ...]]:
+    """The fingerprint that the store's table is found by, and the parts of a row."""
+    if isinstance(encoder, Pools):
+        return encoder.base_fingerprint, parts_of(encoder.pooling)
+    return encoder.fingerprint, WHOLE
 
 
 def _unchanged(sample: Sample, entry: Entry) -> bool:
@@ -387,6 +404,8 @@ def _features(
         splits=tuple(sample.split for sample in samples),
         groups=tuple(sample.group for sample in samples),
         failures=failures,
+        pooling=encoder.pooling if isinstance(encoder, Pools) else None,
+        base_fingerprint=encoder.base_fingerprint if isinstance(encoder, Pools) else None,
     )
 
 

@@ -11,7 +11,7 @@ from collections import deque
 from contextlib import closing
 from itertools import chain, islice
 from threading import Lock, Thread
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from dinoprobe.encoder.placement import usable_cores
 from dinoprobe.engine.memory import Batcher, images_ahead
@@ -66,6 +66,19 @@ class EncoderLike(Protocol):
         Called from several threads at once, unless its `device` is neither a CPU nor CUDA or it
         has `is_spread` set.
         """
+
+
+@runtime_checkable
+class Pools(Protocol):
+    """An encoder whose rows are the parts of a pooling, which a store hands out one by one."""
+
+    @property
+    def pooling(self) -> str:
+        """Names the parts (`dinoprobe.pooling`)."""
+
+    @property
+    def base_fingerprint(self) -> str:
+        """As `fingerprint`, of all but the pooling."""
 
 
 class Encoded(NamedTuple):

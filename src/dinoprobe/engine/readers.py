@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     import torch
 
 STUCK_PER_WORKER = 4  # threads that were given up and do not end, each with what it holds
-# What may go well the next time with the same bytes: another disk, another extra, more memory.
-RETRIED_KINDS = frozenset({"unreadable", "unsupported-format", "too-large", "timeout"})
+# What may go well the next time with the same bytes: another disk, another extra, more memory,
+# another pooling, for which a manifest is kept together.
+RETRIED_KINDS = frozenset(
+    {"unreadable", "unsupported-format", "too-large", "timeout", "non-finite"}
+)
 _YOUNG_NS = 2_000_000_000  # a file this young can change again without its stamp changing
 
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import torch
 
     from dinoprobe.encoder.backends.choice import Choice
-    from dinoprobe.encoder.pooling import Pooling
     from dinoprobe.preprocess import Preprocessing
 
 GRAPH_VERSION = 1
@@ -50,7 +49,7 @@ class Plan:
     model: torch.nn.Module
     model_type: str
     preprocessing: Preprocessing
-    pooling: Pooling
+    pooling: str
     identity: Mapping[str, Any]
     int8: Path | None = None
 

@@ -20,6 +20,7 @@ from dinoprobe.encoder.backends.choice import Choice
 from dinoprobe.encoder.backends.graphs import Plan, build, key, made_by
 from dinoprobe.errors import EncoderError, FormatError
 from dinoprobe.files import WriteError, read_json, user_cache, write_json
+from dinoprobe.pooling import parts_of
 from dinoprobe.versions import versions
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 # 1 - cosine in the mean. Measured: 1e-12 and 3e-5; a wrong token gives 1e-3.
 LIMITS = {"float32": 1e-6, "bfloat16": 1e-4}
 _PICTURES = 4
+_TEST_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ def _distance(
         first = (str(error).strip() or type(error).__name__).split("\n")[0]
         reasons.append(f"{choice.backend} in {choice.precision} does not run here ({first}).")
         return None, None
-    distance = mean_distance(rows, reference.rows)
+    distance = mean_distance(rows, reference.rows, len(parts_of(reference.plan.pooling)))
     with suppress(WriteError, OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"backend": choice.backend, "precision": choice.precision,
@@ -114,12 +116,15 @@ def _distance(
     return built, distance
 
 
-def mean_distance(rows: torch.Tensor, expected: torch.Tensor) -> float:
-    """1 - cosine in the mean over rows, in float64; 2 where a number is not finite."""
+def mean_distance(rows: torch.Tensor, expected: torch.Tensor, parts: int = 1) -> float:
+    """1 - cosine in the mean over rows, in float64; 2 where a number is not finite. Of rows of
+    several parts of one width, the part that is farthest, for each may be used alone.
+    """
     import torch
 
-    A, B = rows.double().cpu(), expected.double().cpu()
-    distance = 1 - torch.nn.functional.cosine_similarity(A, B, dim=1, eps=1e-30).mean()
+    A, B = (X.double().cpu().view(len(X), parts, -1) for X in (rows, expected))
+    cosines = torch.nn.functional.cosine_similarity(A, B, dim=2, eps=1e-30)
+    distance = (1 - cosines.mean(dim=0)).max()
     return float(distance) if bool(torch.isfinite(A).all() and torch.isfinite(distance)) else 2.0
 
 
@@ -145,6 +150,7 @@ def _device(plan: Plan) -> torch.device:
 
 def _key(plan: Plan, choice: Choice) -> str:
     described: dict[str, Any] = {
+        "test": _TEST_VERSION,
         "choice": [choice.backend, choice.precision, choice.compiled],
         "device": str(_device(plan)),
         "processor": _processor(),

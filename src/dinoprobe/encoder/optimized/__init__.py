@@ -19,7 +19,6 @@ from dinoprobe.encoder.optimized.vit import FoldedViT
 if TYPE_CHECKING:
     import torch
 
-    from dinoprobe.encoder.pooling import Pooling
     from dinoprobe.preprocess import Preprocessing
 
 
@@ -28,7 +27,7 @@ def fold(
     model_type: str,
     preprocessing: Preprocessing,
     *,
-    pooling: Pooling,
+    pooling: str,
     dtype: torch.dtype,
     packed: bool = False,
     fused: bool = False,

@@ -21,9 +21,9 @@ from dinoprobe.encoder.optimized.folding import (
     weight_and_bias,
 )
 from dinoprobe.encoder.optimized.projection import Linear
+from dinoprobe.pooling import CLS, MEAN, parts_of
 
 if TYPE_CHECKING:
-    from dinoprobe.encoder.pooling import Pooling
     from dinoprobe.preprocess import Preprocessing
 
 
@@ -39,12 +39,12 @@ class FoldedConvNext(nn.Module):
         model: Any,
         preprocessing: Preprocessing,
         *,
-        pooling: Pooling,
+        pooling: str,
         dtype: torch.dtype,
         packed: bool = False,
     ) -> None:
         super().__init__()
-        self.pooling = pooling
+        self.parts = parts_of(pooling)
         self.dtype = dtype
         self.epsilon = float(model.config.layer_norm_eps)
         self.width = int(model.config.hidden_sizes[-1])
@@ -68,9 +68,9 @@ class FoldedConvNext(nn.Module):
 
     def _pool(self, tokens: torch.Tensor) -> torch.Tensor:
         parts = []
-        if self.pooling != "mean":
+        if CLS in self.parts:
             parts.append(self._norm(tokens.mean(dim=1)))
-        if self.pooling != "cls":
+        if MEAN in self.parts:
             parts.append(self._norm(tokens).mean(dim=1))
         rows = [part * self.gain + self.shift for part in parts]
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)

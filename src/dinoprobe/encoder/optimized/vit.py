@@ -2,8 +2,8 @@
 
 Attention is two batched products with a softmax between them: on a CPU torch's fused kernel takes
 31 % of the time for 8 % of the FLOPs; on a GPU it is the fused one. The rope table has rows of
-cos 1 and sin 0 for CLS and registers, so nothing is split or joined. With the pooling `cls` the
-last block computes one row alone.
+cos 1 and sin 0 for CLS and registers, so nothing is split or joined. Without a mean in the pooling
+the last block computes one row alone.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from dinoprobe.encoder.optimized.folding import (
     weight_and_bias,
 )
 from dinoprobe.encoder.optimized.projection import Linear
+from dinoprobe.pooling import CLS, MEAN, blocks_of, parts_of
 
 if TYPE_CHECKING:
-    from dinoprobe.encoder.pooling import Pooling
     from dinoprobe.preprocess import Preprocessing
 
 
@@ -44,14 +44,15 @@ class FoldedViT(nn.Module):
         model: Any,
         preprocessing: Preprocessing,
         *,
-        pooling: Pooling,
+        pooling: str,
         dtype: torch.dtype,
         packed: bool = False,
         fused: bool = False,
     ) -> None:
         super().__init__()
         config = model.config
-        self.pooling = pooling
+        self.parts = parts_of(pooling)
+        self.earlier = max(blocks_of(pooling) - 1, 0)
         self.dtype = dtype
         self.patch = int(config.patch_size)
         self.width = int(config.hidden_size)
@@ -80,11 +81,14 @@ class FoldedViT(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Features of images as `prepare` gives them."""
         tokens = self._embed(images)
+        earlier = []
         last = len(self.blocks) - 1
         for number, block in enumerate(self.blocks):
-            only_first = number == last and self.pooling == "cls"
+            only_first = number == last and MEAN not in self.parts
             tokens = block(tokens, self.cos, self.sin, only_first=only_first)
-        return self._pool(tokens)
+            if last - self.earlier <= number < last:
+                earlier.append(tokens[:, 0])
+        return self._pool(tokens, earlier)
 
     def _embed(self, images: torch.Tensor) -> torch.Tensor:
         """Prefix and patches as `(n, tokens, width)` float32."""
@@ -96,13 +100,18 @@ class FoldedViT(nn.Module):
         patches = self.patches(cut.reshape(n, rows * columns, 3 * p * p))
         return torch.cat([self.prefix.expand(n, -1, -1), patches.float()], dim=1)
 
-    def _pool(self, tokens: torch.Tensor) -> torch.Tensor:
-        normed = functional.layer_norm(tokens, (self.width,), None, None, self.epsilon)
-        cls = normed[:, 0] * self.gain + self.shift
-        if self.pooling == "cls":
-            return cls
-        mean = normed[:, self.skip :].mean(dim=1) * self.gain + self.shift
-        return mean if self.pooling == "mean" else torch.cat([cls, mean], dim=1)
+    def _pool(self, tokens: torch.Tensor, earlier: list[torch.Tensor]) -> torch.Tensor:
+        """One row an image from the last block's tokens and the CLS of earlier blocks."""
+        rows = [self._normed(cls) for cls in earlier]
+        normed = self._normed(tokens)
+        if CLS in self.parts:
+            rows.append(normed[:, 0])
+        if MEAN in self.parts:
+            rows.append(normed[:, self.skip :].mean(dim=1))
+        return torch.cat([row * self.gain + self.shift for row in rows], dim=1)
+
+    def _normed(self, tokens: torch.Tensor) -> torch.Tensor:
+        return functional.layer_norm(tokens, (self.width,), None, None, self.epsilon)
 
 
 class _Block(nn.Module):
