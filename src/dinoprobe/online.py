@@ -21,20 +21,24 @@ if TYPE_CHECKING:
     import torch
 
     from dinoprobe.encoder import Encoder
-    from dinoprobe.heads import LinearProbe, LinearTraining
+    from dinoprobe.heads import LinearGridProbe, LinearProbe, LinearTraining
     from dinoprobe.preprocess import Augmentation
-    from dinoprobe.types import Sample
+    from dinoprobe.types import Features, Sample
 
 
 def fit_online(
     samples: Sequence[Sample],
     encoder: Encoder,
-    probe: LinearProbe,
+    probe: LinearProbe | LinearGridProbe,
     augmentation: Augmentation,
     *,
     on_epoch: Callable[[int, float], None],
-) -> tuple[LinearProbe, list[Failure]]:
+    validation: Features | None = None,
+) -> tuple[LinearProbe | LinearGridProbe, list[Failure]]:
     """The fitted probe, and the images that could not be used.
+
+    A grid of several layers takes the one that is best on `validation`, features of images that are
+    not among the samples, as they are without augmentation.
 
     Every sample must have a label. The order of images and each augmentation follow from the
     probe's `random_state`, the epoch and the image's position: a run can be repeated. `on_epoch`
@@ -43,7 +47,7 @@ def fit_online(
     import numpy as np
 
     labels = [str(sample.label) for sample in samples]
-    training = probe.begin(encoder.dimension, sorted(set(labels)), labels=labels)
+    training = _begun(probe, encoder.dimension, labels)
     failures: dict[str, Failure] = {}
     with ThreadPoolExecutor(
         min(MAX_WORKERS, os.cpu_count() or 1), initializer=single_threaded()
@@ -60,7 +64,29 @@ def fit_online(
                 first = next(iter(failures.values()))
                 raise HeadError(f"none of {len(samples)} images can be used; {first.reason}")
             on_epoch(epoch + 1, training.end_epoch())
-    return training.finish(), list(failures.values())
+    return _finished(training, validation), list(failures.values())
+
+
+def _begun(
+    probe: LinearProbe | LinearGridProbe, dimension: int, labels: list[str]
+) -> LinearTraining:
+    from dinoprobe.heads import LinearProbe
+
+    classes = sorted(set(labels))
+    if isinstance(probe, LinearProbe):
+        return probe.begin(dimension, classes, labels=labels)
+    steps = probe.epochs * -(-len(labels) // probe.batch_size)
+    return probe.begin(dimension, classes, steps=steps)
+
+
+def _finished(
+    training: LinearTraining, validation: Features | None
+) -> LinearProbe | LinearGridProbe:
+    from dinoprobe.heads import GridTraining
+
+    if isinstance(training, GridTraining) and validation is not None:
+        return training.finish(validation.X, validation.y)
+    return training.finish()
 
 
 class _Opener:

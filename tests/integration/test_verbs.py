@@ -313,6 +313,8 @@ def test_strict_exits_with_4_after_the_work_is_done(
     [
         (["--head", "linear", "--epochs", "30", "--lr", "0.01"], 0.9),
         (["--head", "linear", "--on-the-fly", "--epochs", "8", "--lr", "0.02"], 0.6),
+        (["--head", "linear-grid", "-O", "batch_size=16", "--epochs", "20"], 0.6),
+        (["--head", "linear-grid", "--on-the-fly", "-O", "batch_size=8", "--epochs", "8"], 0.6),
         (["--head", "knn"], 0.9),
         (["--head", "lda"], 0.9),
         (["--head", "ridge"], 0.9),

@@ -11,6 +11,7 @@ from dinoprobe.heads import (
     Head,
     KNNProbe,
     LDAProbe,
+    LinearGridProbe,
     LinearProbe,
     LogisticProbe,
     PrototypeProbe,
@@ -22,6 +23,7 @@ from dinoprobe.heads import (
 
 HEADS = [
     LinearProbe(),
+    LinearGridProbe(),
     LogisticProbe(),
     KNNProbe(),
     KNNProbe("auto"),

@@ -14,9 +14,10 @@ from dinoprobe.datasets import open_dataset
 from dinoprobe.encoder import Encoder
 from dinoprobe.engine import encode
 from dinoprobe.errors import HeadError
-from dinoprobe.heads import LinearProbe
+from dinoprobe.heads import LinearGridProbe, LinearProbe
 from dinoprobe.online import fit_online
 from dinoprobe.preprocess import Augmentation, prepare
+from dinoprobe.types import Features
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +60,32 @@ def test_it_learns_and_a_seed_repeats_it(encoder: Encoder) -> None:
     np.testing.assert_array_equal(first.coef_, again.coef_)
     rows = [item.row for item in encode(samples(), encoder)]  # type: ignore[union-attr]
     assert (first.predict(np.stack(rows)) == ["light", "dark"] * 12).mean() > 0.9
+
+
+def test_a_grid_trains_on_augmented_images_and_is_chosen_on_others(encoder: Encoder) -> None:
+    held = samples(8)
+    rows = np.stack([item.row for item in encode(held, encoder)])  # type: ignore[union-attr]
+    validation = Features(
+        keys=tuple(sample.key for sample in held),
+        X=rows,
+        y=np.array([sample.label for sample in held], dtype=object),
+        classes=("dark", "light"),
+        fingerprint="f",
+        hashes=("",) * 8,
+        splits=(None,) * 8,
+        groups=(None,) * 8,
+    )
+    probe = LinearGridProbe(lrs=[1e-6, 0.05], epochs=4, batch_size=8)
+    losses: list[float] = []
+    fitted, _ = fit_online(
+        samples(), encoder, probe, Augmentation(),
+        on_epoch=lambda _, loss: losses.append(loss), validation=validation,
+    )  # fmt: skip
+    assert losses[-1] < losses[0]
+    assert isinstance(fitted, LinearGridProbe)
+    assert fitted.lr_ == 0.05
+    assert fitted.selection_.startswith("1 given fold")
+    assert (fitted.predict(rows) == validation.y).all()
 
 
 def test_augmentation_changes_what_is_learnt(encoder: Encoder) -> None:

@@ -16,6 +16,7 @@ from dinoprobe.types import Features
 
 CHOSEN = {
     "linear": set(),
+    "linear-grid": {"lr", "weight_decay", "selection"},
     "logistic": {"strength", "selection"},
     "knn": {"k", "selection"},
     "lda": {"shrinkage", "temperature", "selection"},

@@ -27,7 +27,8 @@ def train(
     head: Annotated[
         str,
         typer.Option(
-            help="logistic, lda, ridge, prototype, linear, knn, or sklearn:<import path>.",
+            help="logistic, lda, ridge, prototype, linear, linear-grid, knn, or "
+            "sklearn:<import path>.",
             rich_help_panel=_HEAD,
         ),
     ] = "logistic",

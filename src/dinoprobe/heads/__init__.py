@@ -15,6 +15,8 @@ from dinoprobe.heads.base import Head, LinearBase, ProbeBase
 from dinoprobe.heads.calibration import apply_temperature, at_temperature, fit_temperature
 from dinoprobe.heads.conformal import METHODS as SET_METHODS
 from dinoprobe.heads.conformal import PredictionSets, check_sets, fit_sets
+from dinoprobe.heads.grid import LinearGridProbe
+from dinoprobe.heads.grid_training import GridTraining
 from dinoprobe.heads.lda import LDAProbe
 from dinoprobe.heads.linear import LinearProbe, LinearTraining
 from dinoprobe.heads.logistic import LogisticProbe
@@ -49,11 +51,13 @@ __all__ = [
     "SET_METHODS",
     "Abstention",
     "Candidate",
+    "GridTraining",
     "Head",
     "Judged",
     "KNNProbe",
     "LDAProbe",
     "LinearBase",
+    "LinearGridProbe",
     "LinearProbe",
     "LinearTraining",
     "LogisticProbe",

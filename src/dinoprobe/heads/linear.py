@@ -105,7 +105,7 @@ class LinearProbe(LinearBase):
                 "of the features, which are unknown batch by batch. Pass moments=, or leave "
                 "standardize out."
             )
-        training = LinearTraining(self, n_features, _sorted_classes(classes), moments)
+        training = LinearTraining(self, n_features, sorted_classes(classes), moments)
         if self.class_weight is not None:
             training.weigh(labels)
         return training
@@ -160,10 +160,14 @@ class LinearTraining:
         self._codes = {label: code for code, label in enumerate(classes.tolist())}
         self._moments = moments or (np.zeros(n_features), np.ones(n_features))
         self._generator = torch.Generator().manual_seed(probe.random_state)
-        self._layer = _linear_layer(n_features, len(classes), self._generator).to(probe.device)
-        self._optimizer = _optimizer(probe, self._layer)
         self._losses: list[torch.Tensor] = []
         self._class_factors: torch.Tensor | None = None
+        self._start(n_features, len(classes))
+
+    def _start(self, n_features: int, class_count: int) -> None:
+        layer = _linear_layer(n_features, class_count, self._generator)
+        self._layer = layer.to(self.probe.device)
+        self._optimizer = _optimizer(self.probe, self._layer)
 
     def weigh(self, labels: Sequence[str] | None) -> None:
         """Take the weights of the classes from the labels of an epoch. Raises HeadError."""
@@ -241,7 +245,9 @@ class LinearTraining:
     def standardized(self, X: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """The rows as the layer sees them, float32."""
         mean, scale = self._moments
-        return np.ascontiguousarray((X - mean) / scale, dtype=np.float32)
+        if mean.any() or (scale != 1).any():
+            X = (X - mean) / scale
+        return np.ascontiguousarray(X, dtype=np.float32)
 
     def shuffled_batches(self, row_count: int) -> tuple[torch.Tensor, ...]:
         """Row numbers of an epoch's batches, in a new order."""
@@ -265,7 +271,8 @@ def _of_mean_one(weights: Float64s) -> npt.NDArray[np.float32]:
     return np.asarray(weights / weights.mean(), dtype=np.float32)
 
 
-def _sorted_classes(classes: Sequence[str]) -> npt.NDArray[Any]:
+def sorted_classes(classes: Sequence[str]) -> npt.NDArray[Any]:
+    """Each class once, sorted. Raises HeadError for fewer than two."""
     unique = sorted(set(classes))
     if len(unique) < 2:
         raise HeadError(f"The classes are {unique}; a linear probe needs at least 2 classes.")

@@ -11,6 +11,7 @@ import numpy as np
 from sklearn.base import clone
 
 from dinoprobe.errors import ConfigurationError
+from dinoprobe.heads.grid import LinearGridProbe
 from dinoprobe.heads.lda import LDAProbe
 from dinoprobe.heads.linear import LinearProbe
 from dinoprobe.heads.logistic import LogisticProbe
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 HEADS: dict[str, type[ProbeBase]] = {
     "linear": LinearProbe,
+    "linear-grid": LinearGridProbe,
     "logistic": LogisticProbe,
     "knn": KNNProbe,
     "lda": LDAProbe,

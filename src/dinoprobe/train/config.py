@@ -16,6 +16,7 @@ from dinoprobe.heads import (
     RULES,
     KNNProbe,
     LinearBase,
+    LinearGridProbe,
     LinearProbe,
     SklearnProbe,
     check_abstention,
@@ -182,8 +183,11 @@ def check_head(config: TrainConfig) -> None:
     """Raise ConfigurationError for a head or options that can not work, before anything is read."""
     _check_rule(config)
     head = head_from_name(config.head, **head_options(config))
-    if config.on_the_fly and not isinstance(head, LinearProbe):
-        msg = f"head '{config.head}' can not be trained on the fly. Use --head linear for that."
+    if config.on_the_fly and not isinstance(head, LinearProbe | LinearGridProbe):
+        msg = (
+            f"head '{config.head}' can not be trained on the fly. Use --head linear or "
+            "linear-grid for that."
+        )
         raise ConfigurationError(msg)
     if config.augment != DEFAULT_AUGMENTATION and not config.on_the_fly:
         msg = "augment belongs to on-the-fly training. Add --on-the-fly --head linear."
@@ -191,7 +195,7 @@ def check_head(config: TrainConfig) -> None:
     if config.augment not in AUGMENTATIONS:
         msg = f"augment is '{config.augment}', expected one of {', '.join(AUGMENTATIONS)}."
         raise ConfigurationError(msg)
-    if config.on_the_fly and isinstance(head, LinearProbe) and head.standardize:
+    if config.on_the_fly and getattr(head, "standardize", False):
         msg = "standardize needs all features at once, which on-the-fly training never has."
         raise ConfigurationError(msg)
     if config.calibrate not in CALIBRATIONS:

@@ -6,11 +6,13 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from dinoprobe.audit import Suspect, suspicious_labels
 from dinoprobe.errors import DinoprobeError, HeadError
 from dinoprobe.heads import (
+    LinearGridProbe,
     LinearProbe,
     SklearnProbe,
     frozen_choice,
@@ -32,7 +34,6 @@ from dinoprobe.train.trust import Trust, trusted
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
     import numpy.typing as npt
 
     from dinoprobe.encoder import Encoder
@@ -72,9 +73,12 @@ def fit(
     kept, near = [parts.splits[i] for i in rows], [parts.near[i] for i in rows]
     folds = selection_folds(training, kept, seed=config.seed, near=near)
     head = seeded(head_from_name(config.head, **head_options(config)), config)
-    if isinstance(head, LinearProbe) and config.on_the_fly:
+    if isinstance(head, LinearProbe | LinearGridProbe) and config.on_the_fly:
         augmentation = AUGMENTATIONS[config.augment]
-        fitted, events, failures = _fit_online(head, encoder, dataset, training, augmentation, say)
+        held = folds == 0 if isinstance(head, LinearGridProbe) else np.zeros(len(folds), dtype=bool)
+        fitted, events, failures = _fit_online(
+            head, encoder, dataset, (training, held), augmentation, say
+        )
     else:
         fitted, failures = fit_head(head, training, folds), []
         events = _events(fitted, say)
@@ -95,14 +99,17 @@ def fit(
 
 
 def _fit_online(
-    probe: LinearProbe,
+    probe: LinearProbe | LinearGridProbe,
     encoder: Encoder,
     dataset: Dataset,
-    training: Features,
+    part: tuple[Features, npt.NDArray[np.bool_]],
     augmentation: Augmentation,
     say: Callable[[str], None],
-) -> tuple[LinearProbe, list[dict[str, Any]], list[Failure]]:
-    wanted = set(training.keys)
+) -> tuple[LinearProbe | LinearGridProbe, list[dict[str, Any]], list[Failure]]:
+    """Train on the images of the part's features that are not held out to choose a layer by."""
+    training, held = part
+    wanted = {key for key, out in zip(training.keys, held, strict=True) if not out}
+    validation = training.select(np.flatnonzero(held))
     samples = [sample for sample in dataset.samples if sample.key in wanted]
     events: list[dict[str, Any]] = []
 
@@ -110,8 +117,10 @@ def _fit_online(
         events.append({"event": "epoch", "epoch": epoch, "loss": loss})
         say(f"epoch {epoch}/{probe.epochs}: loss {loss:.4g}")
 
-    fitted, failures = fit_online(samples, encoder, probe, augmentation, on_epoch=on_epoch)
-    return fitted, events, failures
+    fitted, failures = fit_online(
+        samples, encoder, probe, augmentation, on_epoch=on_epoch, validation=validation
+    )
+    return fitted, events + _selection_events(fitted), failures
 
 
 def seeded(head: ProbeBase, config: TrainConfig) -> ProbeBase:
@@ -194,10 +203,10 @@ def _how(selection: str, what: str) -> str:
 def protocol(config: TrainConfig, parts: Partition, head: ProbeBase) -> str:
     """One sentence on how the figures came about."""
     selection = str(getattr(head, "selection_", ""))
-    names = {"C": "strength", "alpha": "strength"}
+    names = {"C": "strength", "alpha": "strength", "lr": "learning rate"}
     how = _how(selection, " ".join(names.get(name, name) for name in head.selects[:1]))
     if config.on_the_fly:
-        how = f"trained on images augmented by {config.augment}"
+        how = f"trained on images augmented by {config.augment}" + (f", {how}" if selection else "")
     if config.prior is not None:
         how += f"; probabilities for {prior_in_words(config.prior)}"
     if "val" in parts.splits:

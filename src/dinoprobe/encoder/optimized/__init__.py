@@ -13,8 +13,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dinoprobe.encoder.optimized.convnext import FoldedConvNext
-from dinoprobe.encoder.optimized.projection import can_pack
 from dinoprobe.encoder.optimized.vit import FoldedViT
+from dinoprobe.processor import can_pack
 
 if TYPE_CHECKING:
     import torch

@@ -29,20 +29,6 @@ _INSIDE = {"none": "none", "gelu": "gelu", "silu": "swish"}
 _PACKED_ROWS = 804  # the layout is chosen for about this many rows: four images of 201 tokens
 
 
-def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this build of torch has the operator, for a model on this device in this precision.
-
-    In bfloat16 it needs a processor with AVX-512 or newer.
-    """
-    if device.type != "cpu" or not torch._C._has_mkldnn:  # noqa: SLF001
-        return False
-    operators = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
-    if not all(hasattr(torch.ops.mkldnn, name) for name in operators):
-        return False
-    has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(has_bfloat16))
-
-
 class Linear(nn.Module):
     """`activation(x W' + b)` of `(..., in)`; plain tensors, or packed ones where `packed`."""
 
