@@ -359,7 +359,8 @@ def test_given_splits_are_used_and_validation_chooses(
 def test_a_protocol_claims_no_choice_that_was_not_made(
     photos: Path, vit: Path, tmp_path: Path
 ) -> None:
-    found = document("train", photos, "-e", vit, "--out", tmp_path / "r", "-O", "C=0.1")
+    one = ("--head", "logistic", "-O", "C=0.1")
+    found = document("train", photos, "-e", vit, "--out", tmp_path / "r", *one)
     assert "strength as given" in str(found["protocol"])
 
 
@@ -390,7 +391,7 @@ def test_a_table_with_columns_by_flag(photos: Path, vit: Path, tmp_path: Path) -
         (["train", ".", "-e", "builtin", "--augment", "x"], "belongs to on-the-fly"),
         (
             ["train", ".", "-e", "builtin", "--head", "linear", "--on-the-fly", "--augment", "x"],
-            "crop+flip, crop, flip, none",
+            "crop+flip, imagenet, crop, flip, none",
         ),
         (["train", "--config", "x.json", "--seed", "3"], "'seed' can not be given with it"),
         (["train", "--config", "nowhere.json"], "Give a run's config.json"),
@@ -502,10 +503,9 @@ def train_again(run: tuple[Path, dict[str, object]], *arguments: object, code: i
     return document("train", config["data"]["source"], *place, *arguments, code=code)
 
 
-def test_a_logistic_head_is_calibrated_and_says_so(
-    run: tuple[Path, dict[str, object]], tmp_path: Path
-) -> None:
-    path, found = run
+def test_a_logistic_head_is_calibrated_and_says_so(photos: Path, vit: Path, tmp_path: Path) -> None:
+    path = tmp_path / "r"
+    found = document("train", photos, "-e", vit, "--out", path, "--head", "logistic")
     calibration = found["calibration"]
     assert set(calibration) <= DESCRIBED  # type: ignore[call-overload]
     assert calibration["n"] == 48  # type: ignore[index]

@@ -9,7 +9,8 @@ from tests.unit.test_train_calibration import config
 from dinoprobe.errors import ConfigurationError, HeadError
 from dinoprobe.heads import LDAProbe, LogisticProbe, RidgeProbe
 from dinoprobe.heads.selection import best_of, select, standard_errors
-from dinoprobe.train.config import check_head, head_options
+from dinoprobe.train.checks import check_config
+from dinoprobe.train.protocols import with_options
 
 LOSS = np.array([0.5, 0.4, 0.6, 0.7])
 
@@ -119,14 +120,14 @@ def test_refusals() -> None:
     with pytest.raises(HeadError, match="expected 'best' or 'one-se'"):
         RidgeProbe(rule="two").fit(X, y)
     with pytest.raises(ConfigurationError, match="expected one of best, one-se"):
-        check_head(config(select="two"))
+        check_config(config(select="two"))
     with pytest.raises(ConfigurationError, match="'knn' has no path of strengths"):
-        check_head(config(select="one-se", head="knn"))
+        check_config(config(select="one-se", head="knn"))
 
 
 def test_the_configuration_reaches_the_head() -> None:
     given = config(select="one-se", head="lda")
-    check_head(given)
-    assert head_options(given) == {"rule": "one-se"}
-    assert head_options(config(head="lda")) == {}
+    check_config(given)
+    assert with_options(given, "lda", {}) == {"rule": "one-se"}
+    assert with_options(config(head="lda"), "lda", {}) == {}
     assert type(given).from_dict(given.to_dict()) == given

@@ -19,8 +19,8 @@ from dinoprobe.heads import (
 )
 from dinoprobe.partition import dealt_folds
 from dinoprobe.train import TrainConfig
+from dinoprobe.train.checks import check_config
 from dinoprobe.train.config import (
-    check_head,
     wants_calibration,
     wants_sets,
     wants_sets_per_class,
@@ -196,12 +196,12 @@ def test_a_prior_makes_sets_cover_each_class() -> None:
 )
 def test_priors_and_weights_that_can_not_be(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        check_head(config(**options))
+        check_config(config(**options))
 
 
 def test_class_weights_may_name_labels_that_are_not_known_yet() -> None:
     for head in ("lda", "ridge", "linear", "knn"):
-        check_head(config(head=head, head_options={"class_weight": {"cat": 2.0}}))
+        check_config(config(head=head, head_options={"class_weight": {"cat": 2.0}}))
 
 
 def test_who_gets_what() -> None:

@@ -11,7 +11,8 @@ from tests.unit.test_train_calibration import config
 from dinoprobe.heads import frozen_choice, head_from_name
 from dinoprobe.heads.names import HEADS
 from dinoprobe.partition import partition
-from dinoprobe.train.fit import chosen, fit, fit_head
+from dinoprobe.train.candidates import fit_head
+from dinoprobe.train.fit import chosen, fit
 from dinoprobe.types import Features
 
 CHOSEN = {

@@ -24,14 +24,24 @@ def train(
     ] = None,
     *,
     encoder: options.EncoderName = None,
-    head: Annotated[
-        str,
+    protocol: Annotated[
+        str | None,
         typer.Option(
-            help="logistic, lda, ridge, prototype, linear, linear-grid, knn, or "
-            "sklearn:<import path>.",
+            metavar="NAME",
+            rich_help_panel=_HEAD,
+            help="auto (default), tutorial, dinov3-linear, dinov2-linear, dinov3-logreg, "
+            "dinov3-knn, fewshot-ridge or fewshot-k.",
+        ),
+    ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="One head in place of a protocol: logistic, lda, ridge, prototype, linear, "
+            "linear-grid, knn, or sklearn:<import path>.",
             rich_help_panel=_HEAD,
         ),
-    ] = "logistic",
+    ] = None,
     head_option: Annotated[
         list[str] | None,
         typer.Option(
@@ -86,11 +96,12 @@ def train(
         ),
     ] = False,
     augment: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="With --on-the-fly: crop+flip, crop, flip or none.", rich_help_panel=_HEAD
+            help="On the fly: crop+flip (default), imagenet, crop, flip or none.",
+            rich_help_panel=_HEAD,
         ),
-    ] = "crop+flip",
+    ] = None,
     calibrate: Annotated[
         str,
         typer.Option(
@@ -230,6 +241,7 @@ def train(
                     device_map=device_map,
                     max_memory=max_memory,
                 ),
+                protocol=protocol,
                 head=head,
                 head_options=_head_options(linear, head_option or []),
                 select=select,
@@ -273,6 +285,8 @@ def show_run(console: Console, trained: TrainedRun) -> None:
     console.line(f"{sum(counts.values()):,} images of {classes} classes: {parts}")
     console.line(_encoder_line(trained))
     show_outcome(console, trained.path, trained.outcome, trained.context)
+    for figures in trained.few_shot:
+        console.line(str(figures))
     if trained.suspects:
         what = "label to look at" if len(trained.suspects) == 1 else "labels to look at"
         console.line(f"{len(trained.suspects)} {what}: {trained.path / 'suspects.csv'}")

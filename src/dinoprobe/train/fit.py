@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
 
 from dinoprobe.audit import Suspect, suspicious_labels
-from dinoprobe.errors import DinoprobeError, HeadError
 from dinoprobe.heads import (
     LinearGridProbe,
     LinearProbe,
-    SklearnProbe,
     frozen_choice,
     head_from_name,
     out_of_fold,
-    with_random_state,
 )
 from dinoprobe.online import fit_online
 from dinoprobe.partition import dealt_folds, selection_folds
-from dinoprobe.train.config import (
-    AUGMENTATIONS,
-    TrainConfig,
-    head_options,
-    wants_predictions,
-)
+from dinoprobe.train.candidates import Choice, choose, seeded
+from dinoprobe.train.config import AUGMENTATIONS, TrainConfig, augmentation, wants_predictions
 from dinoprobe.train.prior import prior_in_words, prior_shift
+from dinoprobe.train.protocols import plan_of, with_options
 from dinoprobe.train.trust import Trust, trusted
 
 if TYPE_CHECKING:
@@ -46,9 +38,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A fitted head with the events of fitting it, and the images it could not use."""
+    """A fitted head with its name, the training part as it was pooled for it, and its events.
 
+    `failures` are images that it could not use, `candidates` what it was chosen among.
+    """
+
+    name: str
     head: ProbeBase
+    training: Features
+    candidates: list[dict[str, Any]]
     events: list[dict[str, Any]]
     failures: list[Failure]
     suspects: list[Suspect]
@@ -65,37 +63,55 @@ def fit(
     parts: Partition,
     say: Callable[[str], None],
 ) -> Fit:
-    """Fit the head of `config` on the training part `training`, its selection on folds of it.
+    """Fit the plan of `config` on the training part `training`, every choice on folds of it.
 
     Raises HeadError, and ConfigurationError for options that do not fit each other.
     """
     rows = parts.rows("train", "val")
     kept, near = [parts.splits[i] for i in rows], [parts.near[i] for i in rows]
     folds = selection_folds(training, kept, seed=config.seed, near=near)
-    head = seeded(head_from_name(config.head, **head_options(config)), config)
-    if isinstance(head, LinearProbe | LinearGridProbe) and config.on_the_fly:
-        augmentation = AUGMENTATIONS[config.augment]
-        held = folds == 0 if isinstance(head, LinearGridProbe) else np.zeros(len(folds), dtype=bool)
-        fitted, events, failures = _fit_online(
-            head, encoder, dataset, (training, held), augmentation, say
-        )
+    if plan_of(config).on_the_fly:
+        choice, events, failures = _online(config, encoder, dataset, training, folds, say)
     else:
-        fitted, failures = fit_head(head, training, folds), []
-        events = _events(fitted, say)
-    choice = frozen_choice(fitted)
+        choice, failures = choose(config, training, folds, say), []
+        events = [*choice.events, *_events(choice.head, say)]
+    fitted, training = choice.head, choice.training
+    frozen = frozen_choice(fitted)
     dealt = dealt_folds(training, seed=config.seed, near=near)
-    audited = out_of_fold(choice, training.X, training.y, dealt)
+    audited = out_of_fold(frozen, training.X, training.y, dealt)
     suspects = suspicious_labels(audited, training.keys)
     judged = audited
     if "val" in kept and wants_predictions(config):
-        judged = out_of_fold(choice, training.X, training.y, folds)
+        judged = out_of_fold(frozen, training.X, training.y, folds)
     shift = prior_shift(config.prior, fitted, training.y)
     trust = trusted(config, fitted, judged, training, shift)
     for note in trust.notes:
         say(note)
     if shift is not None:
         shift.apply(fitted)
-    return Fit(fitted, events, failures, suspects, judged, shift, trust)
+    candidates = [candidate.to_dict() for candidate in choice.judged]
+    return Fit(
+        choice.name, fitted, training, candidates, events, failures, suspects, judged, shift, trust
+    )
+
+
+def _online(
+    config: TrainConfig,
+    encoder: Encoder,
+    dataset: Dataset,
+    training: Features,
+    folds: npt.NDArray[np.intp],
+    say: Callable[[str], None],
+) -> tuple[Choice, list[dict[str, Any]], list[Failure]]:
+    """The one head of a plan that trains on augmented images."""
+    ((name, own),) = plan_of(config).heads
+    head = seeded(head_from_name(name, **with_options(config, name, own)), config)
+    assert isinstance(head, LinearProbe | LinearGridProbe)  # noqa: S101 - as check_config saw to
+    held = folds == 0 if isinstance(head, LinearGridProbe) else np.zeros(len(folds), dtype=bool)
+    fitted, events, failures = _fit_online(
+        head, encoder, dataset, (training, held), AUGMENTATIONS[augmentation(config)], say
+    )
+    return Choice(name, fitted, training), events, failures
 
 
 def _fit_online(
@@ -103,7 +119,7 @@ def _fit_online(
     encoder: Encoder,
     dataset: Dataset,
     part: tuple[Features, npt.NDArray[np.bool_]],
-    augmentation: Augmentation,
+    augmented: Augmentation,
     say: Callable[[str], None],
 ) -> tuple[LinearProbe | LinearGridProbe, list[dict[str, Any]], list[Failure]]:
     """Train on the images of the part's features that are not held out to choose a layer by."""
@@ -118,40 +134,9 @@ def _fit_online(
         say(f"epoch {epoch}/{probe.epochs}: loss {loss:.4g}")
 
     fitted, failures = fit_online(
-        samples, encoder, probe, augmentation, on_epoch=on_epoch, validation=validation
+        samples, encoder, probe, augmented, on_epoch=on_epoch, validation=validation
     )
     return fitted, events + _selection_events(fitted), failures
-
-
-def seeded(head: ProbeBase, config: TrainConfig) -> ProbeBase:
-    """The head with `random_state` from the seed, where it has one that was not given."""
-    if "random_state" in config.head_options:
-        return head
-    if isinstance(head, SklearnProbe):
-        return with_random_state(head, config.seed)
-    if "random_state" in head.get_params(deep=False):
-        head.set_params(random_state=config.seed)
-    return head
-
-
-def fit_head(head: ProbeBase, training: Features, folds: npt.NDArray[np.intp]) -> ProbeBase:
-    """Fit on all rows; a head that selects hyper-parameters does so on these folds and no others.
-
-    Raises HeadError, also for what scikit-learn refuses.
-    """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            options = {"folds": folds} if head.selects else {}
-            fitted: ProbeBase = head.fit(training.X, training.y, **options)
-        except DinoprobeError:
-            raise
-        except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-            msg = f"the head can not be fitted on these features: {error}"
-            raise HeadError(msg) from error
-    if any(issubclass(warning.category, ConvergenceWarning) for warning in caught):
-        fitted.converged_ = False
-    return fitted
 
 
 def _events(head: ProbeBase, say: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -200,16 +185,23 @@ def _how(selection: str, what: str) -> str:
     return f"{what} chosen on {selection.replace('given folds', 'folds of the training part')}"
 
 
-def protocol(config: TrainConfig, parts: Partition, head: ProbeBase) -> str:
+def protocol(config: TrainConfig, parts: Partition, fitted: Fit) -> str:
     """One sentence on how the figures came about."""
+    head, plan = fitted.head, plan_of(config)
     selection = str(getattr(head, "selection_", ""))
     names = {"C": "strength", "alpha": "strength", "lr": "learning rate"}
     how = _how(selection, " ".join(names.get(name, name) for name in head.selects[:1]))
-    if config.on_the_fly:
-        how = f"trained on images augmented by {config.augment}" + (f", {how}" if selection else "")
+    if plan.on_the_fly:
+        trained = f"trained on images augmented by {augmentation(config)}"
+        how = f"{trained}, {how}" if selection else trained
     if config.prior is not None:
         how += f"; probabilities for {prior_in_words(config.prior)}"
     if "val" in parts.splits:
         how = how.replace("1 given fold", "the validation part")
     split = "given split" if parts.given else f"split made by seed {config.seed}"
-    return f"{config.head} head, {how}; {split}; test part used once"
+    what = f"{fitted.name} head"
+    if fitted.candidates:
+        what += f" on {fitted.training.pooling}, the best of {len(fitted.candidates)} out of fold"
+    if plan.id:
+        what = f"{plan.id}: {what}"
+    return f"{what}, {how}; {split}; test part used once"

@@ -29,10 +29,20 @@ from dinoprobe.partition import check_labels, partition, set_aside
 from dinoprobe.preprocess import prepare
 from dinoprobe.quantize import int8_for
 from dinoprobe.report import render_card
-from dinoprobe.run import check_out, new_run, write_leaks, write_metrics, write_suspects
+from dinoprobe.run import (
+    check_out,
+    new_run,
+    write_leaks,
+    write_metrics,
+    write_suspects,
+    write_table,
+)
 from dinoprobe.store import FeatureStore
-from dinoprobe.train.config import CONFIG_SCHEMA, TrainConfig, check_head, resolved
+from dinoprobe.train.checks import check_config
+from dinoprobe.train.config import CONFIG_SCHEMA, TrainConfig, asked_encoder, resolved
+from dinoprobe.train.few_shot import SHOT_COLUMNS, few_shot_figures, shot_rows
 from dinoprobe.train.fit import Fit, chosen, fit, protocol
+from dinoprobe.train.protocols import plan_of
 from dinoprobe.types import NoProgress
 from dinoprobe.versions import versions
 
@@ -50,6 +60,7 @@ if TYPE_CHECKING:
     from dinoprobe.engine import Embedding
     from dinoprobe.partition import Partition
     from dinoprobe.report import Baseline
+    from dinoprobe.train.few_shot import ShotFigures
     from dinoprobe.types import Dataset, Failure, Features, Progress
 
 SCHEMA = "dinoprobe.train/1"
@@ -64,6 +75,7 @@ class TrainedRun:
     outcome: Outcome
     context: Context
     suspects: tuple[Suspect, ...]
+    few_shot: tuple[ShotFigures, ...]
     summary: dict[str, Any]
 
 
@@ -83,16 +95,17 @@ def train(
     """
     start = time.perf_counter()
     check_out(config.out)
-    check_head(config)
+    check_config(config)
+    settings = asked_encoder(config)
     dataset = config.data.open()
     check_labels(dataset)
     if config.prior is not None:
         prior_shares(config.prior, dataset.classes)
     say(f"{len(dataset):,} images of {len(dataset.classes):,} classes in {dataset.uri}")
     int8 = int8_for(
-        dataset, config.encoder, say=say, progress=progress, transfer=transfer, seed=config.seed
+        dataset, settings, say=say, progress=progress, transfer=transfer, seed=config.seed
     )
-    encoder = open_encoder(config.encoder, say=say, transfer=transfer, int8=int8)
+    encoder = open_encoder(settings, say=say, transfer=transfer, int8=int8)
     embedding = embed(
         dataset,
         encoder,
@@ -110,8 +123,9 @@ def train(
     fitted = fit(config, encoder, dataset, training, parts, say)
     prior_notes = [PRIOR_NOTE] if fitted.shift else []
     trust = fitted.trust
+    pooling = fitted.training.pooling or encoder.pooling
     classifier = ImageClassifier(
-        encoder,
+        encoder.with_pooling(pooling),
         fitted.head,
         training=_training(config, training, parts, fitted),
         sets=trust.sets,
@@ -120,7 +134,7 @@ def train(
     )
     context = Context(
         dataset=dataset,
-        protocol=protocol(config, parts, fitted.head),
+        protocol=protocol(config, parts, fitted),
         seed=config.seed,
         seconds=time.perf_counter() - start,
         command=config.command,
@@ -133,12 +147,32 @@ def train(
         suspects=fitted.suspects,
         leaks=parts.leaks,
     )
-    test = features.select(parts.rows("test"))
+    test = features.select(parts.rows("test")).pooled(pooling)
     outcome = judge(classifier, test)
     if trust.calibration is not None:
         calibration = _tested(fitted, trust.calibration, classifier, test)
         context = replace(context, calibration=calibration)
-    return _save(resolved(config, encoder), classifier, embedding, parts, fitted, context, outcome)
+    shots = few_shot_figures(
+        plan_of(config),
+        (fitted.training.X, fitted.training.y),
+        (test.X, test.y),
+        seed=config.seed,
+        say=say,
+    )
+    final = _Final(resolved(config, encoder), classifier, fitted, context, outcome, shots)
+    return _save(final, embedding, parts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Final:
+    """What a run ends with."""
+
+    config: TrainConfig
+    classifier: ImageClassifier
+    fitted: Fit
+    context: Context
+    outcome: Outcome
+    few_shot: list[ShotFigures]
 
 
 def _near_pairs(
@@ -181,9 +215,9 @@ def _training(
         **prior,
         "digest": training_digest(training.keys, training.hashes, labels),
         "n": len(training),
-        "head": {"name": config.head, **chosen(fitted.head)},
+        "head": {"name": fitted.name, **chosen(fitted.head)},
         "seed": config.seed,
-        "protocol": protocol(config, parts, fitted.head),
+        "protocol": protocol(config, parts, fitted),
         "versions": versions(),
     }
 
@@ -196,16 +230,9 @@ def merged_failures(*lists: Sequence[Failure]) -> tuple[Failure, ...]:
     return tuple(found.values())
 
 
-def _save(
-    config: TrainConfig,
-    classifier: ImageClassifier,
-    embedding: Embedding,
-    parts: Partition,
-    fitted: Fit,
-    context: Context,
-    outcome: Outcome,
-) -> TrainedRun:
-    evaluation = outcome.evaluation
+def _save(final: _Final, embedding: Embedding, parts: Partition) -> TrainedRun:
+    classifier, outcome, context = final.classifier, final.outcome, final.context
+    config, evaluation = final.config, outcome.evaluation
     classifier.figures = {
         "accuracy": evaluation.accuracy,
         "interval": list(evaluation.accuracy_interval),
@@ -216,9 +243,11 @@ def _save(
     with new_run(config.out, context.dataset.uri) as staged:
         write_json(staged.folder / "config.json", {"schema": CONFIG_SCHEMA, **config.to_dict()})
         write_split(staged.folder / "split.csv", _split_rows(embedding.features, parts))
-        write_suspects(staged.folder / "suspects.csv", fitted.suspects)
+        write_suspects(staged.folder / "suspects.csv", final.fitted.suspects)
         write_leaks(staged.folder / "leaks.csv", context.leaks)
-        write_metrics(staged.folder / "metrics.jsonl", fitted.events)
+        write_metrics(staged.folder / "metrics.jsonl", final.fitted.events)
+        if final.few_shot:
+            write_table(staged.folder / "few_shot.csv", SHOT_COLUMNS, shot_rows(final.few_shot))
         write_outcome(staged.folder, classifier, outcome, context)
         classifier.save(
             staged.folder / "classifier", bundle_encoder=config.bundle_encoder, card=card
@@ -228,8 +257,9 @@ def _save(
         classifier=classifier,
         outcome=outcome,
         context=context,
-        suspects=tuple(fitted.suspects),
-        summary=_summary(staged.path, config, classifier, outcome, context, embedding),
+        suspects=tuple(final.fitted.suspects),
+        few_shot=tuple(final.few_shot),
+        summary=_summary(staged.path, final, embedding),
     )
 
 
@@ -239,17 +269,15 @@ def _split_rows(features: Features, parts: Partition) -> Iterator[tuple[str | No
     )
 
 
-def _summary(
-    run: Path,
-    config: TrainConfig,
-    classifier: ImageClassifier,
-    outcome: Outcome,
-    context: Context,
-    embedding: Embedding,
-) -> dict[str, Any]:
+def _summary(run: Path, final: _Final, embedding: Embedding) -> dict[str, Any]:
+    classifier, context, fitted = final.classifier, final.context, final.fitted
     return {
-        **outcome_summary(SCHEMA, run, classifier, outcome, context),
-        "head": config.head,
+        **outcome_summary(SCHEMA, run, classifier, final.outcome, context),
+        "protocol_id": final.config.protocol,
+        "head": fitted.name,
+        "pooling": classifier.encoder.pooling,
+        "candidates": fitted.candidates,
+        "few_shot": [figures.to_dict() for figures in final.few_shot],
         "calibration": context.calibration and context.calibration.to_dict(),
         "prior": classifier.training.get("prior"),
         "backend": classifier.encoder.backend,
