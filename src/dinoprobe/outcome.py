@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from dinoprobe.calibration import Calibration
     from dinoprobe.classifier import ImageClassifier
     from dinoprobe.duplicates import Leak
+    from dinoprobe.learning_curve import LearningCurve
     from dinoprobe.types import Dataset, Failure, Features
 
 MAX_INDENTED_CLASSES = 30  # a matrix of 1,000 classes takes a third of the bytes on one line
@@ -92,6 +93,7 @@ class Context:
     suspects: Sequence[Suspect] = ()
     calibration: Calibration | None = None
     leaks: Sequence[Leak] = ()
+    curve: LearningCurve | None = None
 
 
 def judge(classifier: ImageClassifier, features: Features) -> Outcome:
@@ -161,6 +163,7 @@ def evaluation_document(
         "calibration": context.calibration and context.calibration.to_dict(),
         **_trust(outcome),
         "without_leaks": _without(outcome, context),
+        "learning_curve": context.curve and context.curve.to_dict(),
         "n_train": context.n_train,
         "failed": len(context.failures),
         "encoder": classifier.encoder.name,
@@ -243,6 +246,7 @@ def report_input(classifier: ImageClassifier, outcome: Outcome, context: Context
         abstention=str(outcome.abstention or ""),
         answered=_answered(outcome.abstention),
         selection=_selection(context.events),
+        curve=context.curve,
         epochs=_epochs(context.events),
         counts=context.counts,
         failures=context.failures,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dinoprobe.datasets import assign_splits, check_classes, folds, split_notes
+from dinoprobe.datasets import assign_splits, check_classes, components, folds, split_notes
 from dinoprobe.datasets import leaks as identical_across
 from dinoprobe.duplicates import clusters, leaks
 from dinoprobe.errors import DatasetError
@@ -242,6 +242,12 @@ def selection_folds(
     if "val" in splits:
         return np.array([0 if part == "val" else -1 for part in splits], dtype=np.intp)
     return dealt_folds(features, seed=seed, n_folds=n_folds, near=near)
+
+
+def units(features: Features, near: Sequence[str | None] | None = None) -> npt.NDArray[np.intp]:
+    """A number for each row, the same for rows that no fold parts."""
+    columns = [features.groups, features.hashes, *([] if near is None else [near])]
+    return np.array(components(len(features), columns), dtype=np.intp)
 
 
 def dealt_folds(

@@ -7,6 +7,7 @@ evaluation.json   figures with intervals, protocol, versions
 predictions.csv   the test part: key, label, predicted, probability, correct, content_hash
 suspects.csv      training labels that out-of-fold predictions contradict
 leaks.csv         test images that also stand in another part, identical or nearly so
+learning_curve.csv  accuracy at smaller sizes of the training part, where it was asked for
 failures.csv      images that could not be used, with the reason
 metrics.jsonl     what was measured while fitting, a line per event
 report.html       all of it on one page
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from dinoprobe.audit import Suspect
     from dinoprobe.duplicates import Leak
+    from dinoprobe.learning_curve import LearningCurve
 
 DEFAULT_FOLDER = "runs"
 _MAXIMUM_RUNS = 100_000
@@ -171,6 +173,13 @@ def write_leaks(path: Path, leaks: Sequence[Leak]) -> None:
     """Write leaks.csv, in the order of the test images."""
     header = ("key", "label", "other_key", "other_label", "kind", "correlation")
     write_table(path, header, [(*leak[:5], f"{leak.correlation:.4f}") for leak in leaks])
+
+
+def write_curve(path: Path, curve: LearningCurve) -> None:
+    """Write learning_curve.csv, a row for each size."""
+    header = ("n", "accuracy", "low", "high", "deviation")
+    rows = [(p.n, p.accuracy, *p.interval, p.deviation) for p in curve.points]
+    write_table(path, header, [(n, *(f"{value:.6f}" for value in rest)) for n, *rest in rows])
 
 
 def write_metrics(path: Path, events: Iterable[dict[str, Any]]) -> None:

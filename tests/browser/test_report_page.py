@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinoprobe.learning_curve import Expected, Law, LearningCurve, Point
 from dinoprobe.report import (
     Baseline,
     EpochPoint,
@@ -142,6 +143,14 @@ def make_evaluation(classes: tuple[str, ...]) -> dict:
     }
 
 
+def make_curve() -> LearningCurve:
+    points = [
+        Point(100 * 2**i, 0.8 + i / 50, (0.78 + i / 50, 0.82 + i / 50), 0.01) for i in range(8)
+    ]
+    ends = (Expected(16_000, 0.95, (0.94, 0.96)), Expected(32_000, 0.96, (0.95, 0.97)))
+    return LearningCurve(5, 3, tuple(points), Law(0.01, 1.5, 0.35, 100), *ends, None)
+
+
 def make_page(classes: tuple[str, ...]) -> str:
     keys = [f"test/{classes[0]}/{i}.png" for i in range(24)]
     summary = ReportInput(
@@ -155,6 +164,7 @@ def make_page(classes: tuple[str, ...]) -> str:
         thumbnails=dict.fromkeys(keys, thumbnail()),
         selection=[SelectionPoint(10.0**i, 0.9 - 0.02 * abs(i), 0.01) for i in range(-4, 4)],
         epochs=[EpochPoint(i, 1 / i, 1.2 / i) for i in range(1, 20)],
+        curve=make_curve(),
         counts={split: dict.fromkeys(classes, 50) for split in ("train", "val", "test")},
         failures=[Failure("f" * 300, "truncated", "r" * 300)],
         ignored={".txt": 3},

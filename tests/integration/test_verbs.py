@@ -96,6 +96,31 @@ def test_train_writes_the_whole_run(run: tuple[Path, dict[str, object]], photos:
     assert {row["key"] for row in rows} == {key for key, part in parts.items() if part == "test"}
 
 
+def test_a_learning_curve_and_the_rule_are_asked_for(
+    photos: Path, vit: Path, run: tuple[Path, dict[str, object]], tmp_path: Path
+) -> None:
+    store = run[0].parent / "store"
+    options = ("--head", "lda", "--learning-curve", "--select", "one-se", "--store", store)
+    shown = invoke("train", photos, "-e", vit, "--out", tmp_path / "a", *options)
+    assert shown.exit_code == 0
+    assert "Learning curve (5 folds of the training part, 3 draws each" in shown.stdout
+    assert "No extrapolation:" in shown.stdout  # every size gets all of them right
+    found = document("train", "--config", tmp_path / "a" / "config.json", "--out", tmp_path / "b")
+    curve = found["learning_curve"]
+    assert set(curve) <= DESCRIBED  # type: ignore[call-overload]
+    assert [set(point) for point in curve["points"]] == [  # type: ignore[index]
+        {"n", "accuracy", "interval", "deviation"}
+    ] * len(curve["points"])  # type: ignore[index]
+    assert curve["doubled"] is None  # type: ignore[index]
+    assert "within one standard error" in str(found["protocol"])
+    with (tmp_path / "b" / "learning_curve.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == len(curve["points"])  # type: ignore[index]
+    for folder in ("a", "b"):
+        assert {p.name for p in (tmp_path / folder).iterdir()} == RUN_FILES | {"learning_curve.csv"}
+    events = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
+    assert all("standard_error" in json.loads(line) for line in events)
+
+
 def test_the_report_is_one_file_that_fetches_nothing(run: tuple[Path, dict[str, object]]) -> None:
     html = (run[0] / "report.html").read_text()
     assert "<link" not in html
@@ -388,6 +413,7 @@ def test_a_table_with_columns_by_flag(photos: Path, vit: Path, tmp_path: Path) -
         (["train", ".", "-e", "builtin", "--head", "logistik"], "logistic"),
         (["train", ".", "-e", "builtin", "--head", "knn", "--on-the-fly"], "Use --head linear"),
         (["train", ".", "-e", "builtin", "-O", "C"], "expected NAME=VALUE"),
+        (["train", ".", "-e", "builtin", "--select", "x"], "expected one of best, one-se"),
         (["train", ".", "-e", "builtin", "--augment", "x"], "belongs to on-the-fly"),
         (
             ["train", ".", "-e", "builtin", "--head", "linear", "--on-the-fly", "--augment", "x"],
@@ -401,8 +427,14 @@ def test_a_table_with_columns_by_flag(photos: Path, vit: Path, tmp_path: Path) -
         (["embed", ".", "-e", "builtin", "--pooling", "max"], "pooling 'max' is not known"),
         (["embed", ".", "-e", "builtin", "--pooling", "blocks99"], "this model has"),
         (["embed", ".", "-e", "builtin", "--export", "no/x.npy"], "its folder does not exist"),
-        (["train", ".", "-e", "builtin", "-O", "C=abc"], "an option of LogisticProbe"),
-        (["train", ".", "-e", "builtin", "-O", "Cs=5"], "an option of LogisticProbe"),
+        (["train", ".", "-e", "builtin", "--head", "logistic", "-O", "C=a"], "an option of Log"),
+        (["train", ".", "-e", "builtin", "--head", "logistic", "-O", "Cs=5"], "an option of Log"),
+        (
+            ["train", ".", "-e", "builtin", "-O", "C=1"],
+            "tries lda, ridge too, without an option 'C'",
+        ),
+        (["train", ".", "-e", "builtin", "--protocol", "dinov3-knm"], "Did you mean 'dinov3-knn'"),
+        (["train", ".", "-e", "builtin", "--protocol", "auto", "--head", "lda"], "Leave out one"),
         (["train", ".", "-e", "builtin", "-O", "C=Infinity"], "expected a finite number"),
         (["train", ".", "-e", "builtin", "--head", "knn", "-O", "temperature=x"], "KNNProbe"),
         (["train", ".", "-e", "builtin", "--head", "lda", "-O", "shrinkage=2"], "up to 1, such as"),
@@ -517,7 +549,8 @@ def test_a_logistic_head_is_calibrated_and_says_so(photos: Path, vit: Path, tmp_
     head = json.loads((path / "classifier" / "config.json").read_text())["training"]["head"]
     assert head["temperature"] == calibration["temperature"]  # type: ignore[index]
 
-    plain = train_again(run, "--calibrate", "none", "--out", tmp_path / "plain")
+    one = ("--head", "logistic", "--calibrate", "none")
+    plain = document("train", photos, "-e", vit, "--out", tmp_path / "plain", *one)
     assert plain["calibration"] is None
     assert plain["accuracy"] == found["accuracy"]
     before = json.loads((tmp_path / "plain" / "evaluation.json").read_text())

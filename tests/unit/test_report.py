@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from dinoprobe.evaluation import evaluate
+from dinoprobe.learning_curve import Expected, Law, LearningCurve, Point
 from dinoprobe.report import (
     Baseline,
     EpochPoint,
@@ -23,6 +24,7 @@ from dinoprobe.report import (
     charts,
     render_report,
 )
+from dinoprobe.report.charts import curve_chart
 from dinoprobe.report.input import Figures
 from dinoprobe.types import Failure
 
@@ -420,6 +422,51 @@ def test_doubtful_labels_are_shown_and_capped():
     assert "Labels to look at" not in render_report(
         ReportInput(dataset="pets", encoder={}, evaluation=make_evaluation(("cat", "dog")))
     )
+
+
+def curve_of(doubled: Expected | None, refusal: str | None) -> LearningCurve:
+    points = tuple(
+        Point(10 * 2**i, 0.5 + i / 20, (0.45 + i / 20, 0.55 + i / 20), 0.01) for i in range(6)
+    )
+    law = Law(0.01, 1.4, 0.45, 20) if doubled else None
+    now = Expected(400, 0.81, (0.79, 0.83)) if doubled else None
+    return LearningCurve(5, 3, points, law, now, doubled, refusal)
+
+
+def test_the_learning_curve_is_drawn_with_its_law_and_what_it_says() -> None:
+    doubled = Expected(800, 0.86, (0.84, 0.88))
+    chart = curve_chart(curve_of(doubled, None))
+    assert chart is not None
+    assert len(chart.dots) == 7
+    ring = chart.dots[-1]
+    assert ring.style == "chosen"
+    assert ring.text == "800 images: 86.0\u00a0%, 95 % interval 84.0 to 88.0\u00a0%"
+    (law,) = [line for line in chart.lines if line.style == "curve"]
+    first = float(law.points.split()[0].split(",")[0])
+    assert first == pytest.approx(chart.dots[1].x)  # the law starts at 20 images
+    assert float(law.points.split()[-1].split(",")[0]) == pytest.approx(ring.x)
+    heights = [dot.y for dot in chart.dots]
+    assert heights == sorted(heights, reverse=True)
+    ticks = [tick.text for tick in chart.x_ticks]
+    assert ticks == ["20", "80", "320", "800"]
+
+
+def test_a_refusal_has_points_and_a_reason_but_no_law() -> None:
+    chart = curve_chart(curve_of(None, "the points do not follow a power law"))
+    assert chart is not None
+    assert len(chart.dots) == 6
+    assert {line.style for line in chart.lines} == {"spread"}
+    assert curve_chart(None) is None
+    page = render_report(
+        ReportInput(
+            dataset="d",
+            encoder={"id": "x"},
+            evaluation=make_evaluation(("a", "b")),
+            curve=curve_of(None, "the points do not follow a power law"),
+        )
+    )
+    assert "No extrapolation: the points do not follow a power law." in page
+    assert "the line is the fitted law" not in page
 
 
 def kept(*rows: tuple[float, float, float]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from dinoprobe.cli.console import Console
     from dinoprobe.evaluation import Evaluation
+    from dinoprobe.learning_curve import LearningCurve
     from dinoprobe.outcome import Context, Outcome
 
 
@@ -39,6 +40,20 @@ def show_outcome(console: Console, folder: Path, outcome: Outcome, context: Cont
         count = len(context.failures)
         console.line(f"{_images(count)} could not be used: {folder / 'failures.csv'}")
     console.line(f"Report: {folder / 'report.html'}")
+
+
+def show_curve(console: Console, curve: LearningCurve) -> None:
+    """Accuracy by the number of images, and what twice as many would bring."""
+    console.line()
+    seeds = f"{curve.folds} folds of the training part, {curve.seeds} draws each"
+    console.line(f"Learning curve ({seeds}; the test part is not touched)")
+    rows = [
+        (f"{p.n:,}", percent(p.accuracy), f"{100 * p.interval[0]:.1f} to {100 * p.interval[1]:.1f}")
+        for p in curve.points
+    ]
+    console.table(rows, right=[0, 1])
+    console.line(str(curve))
+    console.line()
 
 
 def _figures(evaluation: Evaluation) -> list[tuple[str, str, str]]:

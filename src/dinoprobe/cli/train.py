@@ -158,6 +158,13 @@ def train(
         float,
         typer.Option(min=0.01, max=0.9, help="Part set aside for the test when none is given."),
     ] = 0.2,
+    learning_curve: Annotated[
+        bool,
+        typer.Option(
+            "--learning-curve",
+            help="Measure the accuracy with fewer images, and say what twice as many would bring.",
+        ),
+    ] = False,
     config: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Repeat a run from its config.json, with --out."),
@@ -259,6 +266,7 @@ def train(
                 seed=seed,
                 test_fraction=test_fraction,
                 batch_size=batch_size,
+                learning_curve=learning_curve,
                 store=store,
                 bundle_encoder=bundle_encoder,
                 out=out,
@@ -277,7 +285,7 @@ def train(
 
 def show_run(console: Console, trained: TrainedRun) -> None:
     """The figures of a run, its doubtful labels, and what to do next."""
-    from dinoprobe.cli.show import show_outcome
+    from dinoprobe.cli.show import show_curve, show_outcome
 
     counts = {part: sum(n.values()) for part, n in trained.context.counts.items()}
     parts = ", ".join(f"{part} {n:,}" for part, n in counts.items())
@@ -287,6 +295,8 @@ def show_run(console: Console, trained: TrainedRun) -> None:
     show_outcome(console, trained.path, trained.outcome, trained.context)
     for figures in trained.few_shot:
         console.line(str(figures))
+    if trained.context.curve is not None:
+        show_curve(console, trained.context.curve)
     if trained.suspects:
         what = "label to look at" if len(trained.suspects) == 1 else "labels to look at"
         console.line(f"{len(trained.suspects)} {what}: {trained.path / 'suspects.csv'}")

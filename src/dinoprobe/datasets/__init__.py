@@ -28,7 +28,7 @@ from dinoprobe.datasets.location import (
 from dinoprobe.datasets.memory import is_array, is_pixels, labels_of, rows_of, source_of
 from dinoprobe.datasets.names import is_archive, is_image_name, is_table, utf8
 from dinoprobe.datasets.shards import expand
-from dinoprobe.datasets.split import assign_splits, folds, leaks, split_notes
+from dinoprobe.datasets.split import assign_splits, components, folds, leaks, split_notes
 from dinoprobe.datasets.split_file import SplitRow, read_split, write_split
 from dinoprobe.datasets.table import Columns, open_table
 from dinoprobe.errors import ConfigurationError, DatasetError, DatasetNotFoundError
@@ -43,6 +43,7 @@ __all__ = [
     "SplitRow",
     "assign_splits",
     "check_classes",
+    "components",
     "folds",
     "is_image_name",
     "leaks",

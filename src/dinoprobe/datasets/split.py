@@ -163,7 +163,7 @@ def _units(
     seed: int,
 ) -> list[_Unit]:
     """The units in their order. Raises ValueError when the sequences differ in length."""
-    roots = _components(len(keys), [column for column in columns if column is not None])
+    roots = components(len(keys), [column for column in columns if column is not None])
     members: dict[int, list[int]] = defaultdict(list)
     for row, (root, _key, _label) in enumerate(zip(roots, keys, labels, strict=True)):
         members[root].append(row)
@@ -175,7 +175,7 @@ def _units(
     return sorted(units, key=lambda unit: unit.order)
 
 
-def _components(count: int, columns: Iterable[Sequence[str | None]]) -> list[int]:
+def components(count: int, columns: Iterable[Sequence[str | None]]) -> list[int]:
     """The root of each row, equal for rows that share a value, not an empty one, in any column."""
     parent = list(range(count))
 

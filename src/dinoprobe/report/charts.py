@@ -10,11 +10,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from dinoprobe.report.wording import decimal, integer, percent
+from dinoprobe.report.wording import decimal, integer, interval, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from dinoprobe.learning_curve import Expected, LearningCurve, Point
     from dinoprobe.report.input import Bin, EpochPoint, Kept, SelectionPoint
 
 WIDTH, LEFT, RIGHT, TOP = 440.0, 78.0, 14.0, 14.0
@@ -267,6 +268,70 @@ def _deviation_lines(
             ends = [(at, y(p.accuracy - p.deviation)), (at, y(p.accuracy + p.deviation))]
             lines.append(Line(_points(ends), "spread"))
     return tuple(lines)
+
+
+def curve_chart(curve: LearningCurve | None) -> Chart | None:
+    """Accuracy against the number of images, on a logarithmic axis, with the law and what it says
+    of twice as many; None for under two points.
+    """
+    if curve is None or len(curve.points) < 2:
+        return None
+    shown: list[Point | Expected] = [*curve.points]
+    if curve.doubled is not None:
+        shown.append(curve.doubled)
+    low, high, step = _axis([bound for p in shown for bound in p.interval])
+    bottom = 240.0
+    first, last = math.log(shown[0].n), math.log(shown[-1].n)
+    across = _linear(first, last, LEFT + 8, WIDTH - RIGHT - 14)
+    y = _linear(low, min(high, 1), bottom, TOP)
+
+    def x(n: float) -> float:
+        return across(math.log(n))
+
+    marked = {p.n for p in curve.points[::-2]} | {shown[-1].n}
+    digits = max(0, math.ceil(-math.log10(step * 100) - 1e-9))
+    return Chart(
+        name="learning",
+        title="Learning curve",
+        description="; ".join(_curve_text(p) for p in shown),
+        height=bottom + FOOT,
+        bottom=bottom,
+        x_ticks=tuple(Tick(x(n), integer(n)) for n in sorted(marked)),
+        y_ticks=tuple(Tick(y(v), percent(v, digits)) for v in _steps(low, min(high, 1), step)),
+        x_name="Images to learn from",
+        y_name="Accuracy out of fold",
+        lines=(
+            *(Line(_points([(x(p.n), y(bound)) for bound in p.interval]), "spread") for p in shown),
+            *_law_lines(curve, x, y),
+        ),
+        dots=tuple(
+            Dot(
+                x(p.n),
+                y(p.accuracy),
+                6.5 if p is curve.doubled else 3,
+                "chosen" if p is curve.doubled else "dot",
+                _curve_text(p),
+            )
+            for p in shown
+        ),
+    )
+
+
+def _law_lines(
+    curve: LearningCurve, x: Callable[[float], float], y: Callable[[float], float]
+) -> tuple[Line, ...]:
+    """The law, from the first size that it was fitted to up to twice the images."""
+    law, doubled = curve.law, curve.doubled
+    if law is None or doubled is None:
+        return ()
+    ratio = doubled.n / law.n_from
+    sizes = [law.n_from * ratio ** (place / 40) for place in range(41)]
+    accuracies = [1 - law.floor - law.scale * n**-law.exponent for n in sizes]
+    return (Line(_points([(x(n), y(a)) for n, a in zip(sizes, accuracies, strict=True)]), "curve"),)
+
+
+def _curve_text(p: Point | Expected) -> str:
+    return f"{integer(p.n)} images: {percent(p.accuracy)}, 95 % interval {interval(p.interval)}"
 
 
 def loss_chart(points: Sequence[EpochPoint]) -> Chart | None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from dinoprobe.duplicates import WithoutLeaks
+    from dinoprobe.learning_curve import LearningCurve
     from dinoprobe.types import Failure
 
 Interval = tuple[float, float]
@@ -95,6 +96,7 @@ class ReportInput:
     answered: tuple[float, float] | None = None
     selection: Sequence[SelectionPoint] = ()
     epochs: Sequence[EpochPoint] = ()
+    curve: LearningCurve | None = None
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     failures: Sequence[Failure] = ()
     ignored: Mapping[str, int] = field(default_factory=dict)

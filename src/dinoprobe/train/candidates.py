@@ -62,13 +62,12 @@ def choose(
     named = plan.heads_for(training.y)
     views = _views(plan.poolings_within(training.pooling or ""), training)
     if len(named) == len(views) == 1:
-        name, own = named[0]
-        ((_, view),) = views.items()
-        return Choice(name, fit_head(_head(config, name, own), view, folds), view)
+        ((name, _),), (view,) = named, views.values()
+        return Choice(name, fit_head(unfitted(config, name), view, folds), view)
     if folds.max() < 0:
-        name, own = (*plan.few_shot_heads, *plan.heads)[0]
+        name, _ = (*plan.few_shot_heads, *plan.heads)[0]
         say(f"No class has rows to train and to validate: the head is {name}, without a choice.")
-        return Choice(name, fit_head(_head(config, name, own), training, folds), training)
+        return Choice(name, fit_head(unfitted(config, name), training, folds), training)
     return _searched(config, named, views, folds, say)
 
 
@@ -80,9 +79,7 @@ def _searched(
     say: Callable[[str], None],
 ) -> Choice:
     candidates = [
-        Candidate(name, _head(config, name, own), pooling)
-        for pooling in views
-        for name, own in named
+        Candidate(name, unfitted(config, name), pooling) for pooling in views for name, _ in named
     ]
     whole = next(iter(views.values()))
 
@@ -108,7 +105,10 @@ def _views(poolings: Sequence[str], training: Features) -> dict[str, Features]:
     return {pooling: training.pooled(pooling) for pooling in poolings}
 
 
-def _head(config: TrainConfig, name: str, own: dict[str, Any]) -> ProbeBase:
+def unfitted(config: TrainConfig, name: str) -> ProbeBase:
+    """A head of the plan by its name, not fitted."""
+    plan = plan_of(config)
+    own = dict((*plan.heads, *plan.few_shot_heads))[name]
     return seeded(head_from_name(name, **with_options(config, name, own)), config)
 
 

@@ -85,6 +85,9 @@ def _check_augmentation(config: TrainConfig, plan: Protocol, name: str, head: Pr
     if config.augment not in {None, *AUGMENTATIONS}:
         msg = f"augment is '{config.augment}', expected one of {', '.join(AUGMENTATIONS)}."
         raise ConfigurationError(msg)
+    if plan.on_the_fly and config.learning_curve:
+        msg = "a learning curve fits many heads, and needs features. Leave out --on-the-fly."
+        raise ConfigurationError(msg)
     if plan.on_the_fly and getattr(head, "standardize", False):
         msg = "standardize needs all features at once, which on-the-fly training never has."
         raise ConfigurationError(msg)

@@ -46,7 +46,8 @@ class TrainConfig:
     per class, for only these hold at any frequencies. `novelty` is the measure that flags images
     unlike the training images ("mahalanobis", "knn", or "none"), and `novelty_share` of images like
     these, too. `target_accuracy` is to be kept by not answering some images, the least sure by
-    `abstain_by`. `store` is a place for features, None for the default.
+    `abstain_by`. `learning_curve` measures the accuracy at smaller sizes of the training part.
+    `store` is a place for features, None for the default.
     """
 
     data: DataSettings
@@ -69,6 +70,7 @@ class TrainConfig:
     seed: int = 0
     test_fraction: float = 0.2
     batch_size: int | None = None
+    learning_curve: bool = False
     store: str | None = None
     bundle_encoder: bool = False
     out: str | None = None
@@ -113,6 +115,7 @@ def _check_types(config: TrainConfig) -> None:
         "novelty_share": (float,),
         "target_accuracy": (float, NoneType),
         "abstain_by": (str,),
+        "learning_curve": (bool,),
         "bundle_encoder": (bool,),
         "store": (str, NoneType),
     }

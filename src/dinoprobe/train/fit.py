@@ -12,15 +12,14 @@ from dinoprobe.heads import (
     LinearGridProbe,
     LinearProbe,
     frozen_choice,
-    head_from_name,
     out_of_fold,
 )
 from dinoprobe.online import fit_online
 from dinoprobe.partition import dealt_folds, selection_folds
-from dinoprobe.train.candidates import Choice, choose, seeded
+from dinoprobe.train.candidates import Choice, choose, unfitted
 from dinoprobe.train.config import AUGMENTATIONS, TrainConfig, augmentation, wants_predictions
 from dinoprobe.train.prior import prior_in_words, prior_shift
-from dinoprobe.train.protocols import plan_of, with_options
+from dinoprobe.train.protocols import plan_of
 from dinoprobe.train.trust import Trust, trusted
 
 if TYPE_CHECKING:
@@ -104,8 +103,8 @@ def _online(
     say: Callable[[str], None],
 ) -> tuple[Choice, list[dict[str, Any]], list[Failure]]:
     """The one head of a plan that trains on augmented images."""
-    ((name, own),) = plan_of(config).heads
-    head = seeded(head_from_name(name, **with_options(config, name, own)), config)
+    ((name, _),) = plan_of(config).heads
+    head = unfitted(config, name)
     assert isinstance(head, LinearProbe | LinearGridProbe)  # noqa: S101 - as check_config saw to
     held = folds == 0 if isinstance(head, LinearGridProbe) else np.zeros(len(folds), dtype=bool)
     fitted, events, failures = _fit_online(

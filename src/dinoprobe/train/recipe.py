@@ -12,7 +12,7 @@ from dinoprobe.datasets import write_split
 from dinoprobe.duplicates import near_duplicates, too_many
 from dinoprobe.encoder import open_encoder
 from dinoprobe.engine import embed
-from dinoprobe.errors import ImageError
+from dinoprobe.errors import DatasetError, HeadError, ImageError
 from dinoprobe.files import write_json
 from dinoprobe.heads import prior_shares
 from dinoprobe.outcome import (
@@ -32,14 +32,17 @@ from dinoprobe.report import render_card
 from dinoprobe.run import (
     check_out,
     new_run,
+    write_curve,
     write_leaks,
     write_metrics,
     write_suspects,
     write_table,
 )
 from dinoprobe.store import FeatureStore
+from dinoprobe.train.candidates import unfitted
 from dinoprobe.train.checks import check_config
 from dinoprobe.train.config import CONFIG_SCHEMA, TrainConfig, asked_encoder, resolved
+from dinoprobe.train.curve import learning_curve
 from dinoprobe.train.few_shot import SHOT_COLUMNS, few_shot_figures, shot_rows
 from dinoprobe.train.fit import Fit, chosen, fit, protocol
 from dinoprobe.train.protocols import plan_of
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
     from dinoprobe.encoder import Encoder
     from dinoprobe.encoder.hub import Transfer
     from dinoprobe.engine import Embedding
+    from dinoprobe.learning_curve import LearningCurve
     from dinoprobe.partition import Partition
     from dinoprobe.report import Baseline
     from dinoprobe.train.few_shot import ShotFigures
@@ -146,6 +150,7 @@ def train(
         baseline=baseline,
         suspects=fitted.suspects,
         leaks=parts.leaks,
+        curve=_curve(config, fitted, parts, say),
     )
     test = features.select(parts.rows("test")).pooled(pooling)
     outcome = judge(classifier, test)
@@ -173,6 +178,21 @@ class _Final:
     context: Context
     outcome: Outcome
     few_shot: list[ShotFigures]
+
+
+def _curve(
+    config: TrainConfig, fitted: Fit, parts: Partition, say: Callable[[str], None]
+) -> LearningCurve | None:
+    """The learning curve of the head and pooling that were kept, where it was asked for."""
+    if not config.learning_curve:
+        return None
+    near = [parts.near[row] for row in parts.rows("train", "val")]
+    try:
+        head = unfitted(config, fitted.name)
+        return learning_curve(head, fitted.training, near=near, seed=config.seed, say=say)
+    except (DatasetError, HeadError) as error:  # the run itself is whole without it
+        say(f"No learning curve: {error}")
+        return None
 
 
 def _near_pairs(
@@ -244,6 +264,8 @@ def _save(final: _Final, embedding: Embedding, parts: Partition) -> TrainedRun:
         write_json(staged.folder / "config.json", {"schema": CONFIG_SCHEMA, **config.to_dict()})
         write_split(staged.folder / "split.csv", _split_rows(embedding.features, parts))
         write_suspects(staged.folder / "suspects.csv", final.fitted.suspects)
+        if context.curve is not None:
+            write_curve(staged.folder / "learning_curve.csv", context.curve)
         write_leaks(staged.folder / "leaks.csv", context.leaks)
         write_metrics(staged.folder / "metrics.jsonl", final.fitted.events)
         if final.few_shot:
@@ -280,6 +302,7 @@ def _summary(run: Path, final: _Final, embedding: Embedding) -> dict[str, Any]:
         "few_shot": [figures.to_dict() for figures in final.few_shot],
         "calibration": context.calibration and context.calibration.to_dict(),
         "prior": classifier.training.get("prior"),
+        "learning_curve": context.curve and context.curve.to_dict(),
         "backend": classifier.encoder.backend,
         "precision": classifier.encoder.precision,
         "embedded": embedding.embedded,
