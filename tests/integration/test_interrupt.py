@@ -107,7 +107,7 @@ def test_ctrl_c_ends_a_run_within_seconds_and_keeps_its_rows(photos: Path, tmp_p
     found = json.loads(again.stdout)
     assert found["embedded"] == 80
     assert 4 <= found["cached"] <= 12
-    assert FeatureStore(store).verify(found["fingerprint"]) == (80, 0, 0)
+    assert FeatureStore(store).verify(found["base_fingerprint"]) == (80, 0, 0)
 
 
 @pytest.mark.parametrize(("end", "code"), [(False, 0), (True, 5)])

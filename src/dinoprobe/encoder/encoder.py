@@ -231,10 +231,8 @@ class Encoder:
         other.pooling = choose_pooling(pooling, self.model_type, depth)
         if other.pooling in sub_poolings(computed):
             return other
-        if self._int8:
-            columns_of(
-                computed, other.pooling, self.dimension
-            )  # raises: a quantised graph is fixed
+        if self._int8:  # its graph can not compute more: this raises
+            columns_of(computed, other.pooling, self.dimension)
         other._begin_anew()  # noqa: SLF001 - of this very class
         return other
 

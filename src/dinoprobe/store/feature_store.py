@@ -50,6 +50,8 @@ _SUPERSEDED_ROWS = 10_000
 class FeatureStore:
     """Features and manifests at a local path or an object-store URI (s3://, gs://, az://).
 
+    A table is found by `encoder.base_fingerprint`, for its columns are the parts of poolings.
+
     Safe for several threads and processes at once. `uri` None means the user's cache, which
     `DINOPROBE_CACHE` moves. Nothing is opened or made before the first call.
     """
