@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dinoprobe.api import embed
+    from dinoprobe.api import embed, embed_tokens
     from dinoprobe.classifier import ImageClassifier, Prediction
     from dinoprobe.datasets import open_dataset
     from dinoprobe.encoder import Encoder
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from dinoprobe.errors import DinoprobeError
     from dinoprobe.evaluation import Evaluation, evaluate
     from dinoprobe.heads import (
+        AttentiveProbe,
         KNNProbe,
         LDAProbe,
+        LinearGridProbe,
         LinearProbe,
         LogisticProbe,
         MultiLabelProbe,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AttentiveProbe": "heads",
     "Dataset": "types",
     "DinoprobeError": "errors",
     "Embedding": "engine",
@@ -51,6 +54,7 @@ _HOMES = {
     "ImageClassifier": "classifier",
     "KNNProbe": "heads",
     "LDAProbe": "heads",
+    "LinearGridProbe": "heads",
     "LinearProbe": "heads",
     "LogisticProbe": "heads",
     "MultiLabelEvaluation": "multilabel",
@@ -62,12 +66,14 @@ _HOMES = {
     "Sample": "types",
     "SklearnProbe": "heads",
     "embed": "api",
+    "embed_tokens": "api",
     "evaluate": "evaluation",
     "evaluate_labels": "multilabel",
     "open_dataset": "datasets",
 }
 
 __all__ = [
+    "AttentiveProbe",
     "Dataset",
     "DinoprobeError",
     "Embedding",
@@ -79,6 +85,7 @@ __all__ = [
     "ImageClassifier",
     "KNNProbe",
     "LDAProbe",
+    "LinearGridProbe",
     "LinearProbe",
     "LogisticProbe",
     "MultiLabelEvaluation",
@@ -90,6 +97,7 @@ __all__ = [
     "Sample",
     "SklearnProbe",
     "embed",
+    "embed_tokens",
     "evaluate",
     "evaluate_labels",
     "open_dataset",

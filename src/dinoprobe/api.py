@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING
 
 from dinoprobe.datasets import open_dataset
 from dinoprobe.engine import embed as embed_dataset
+from dinoprobe.engine import embed_tokens as embed_tokens_of
 from dinoprobe.store import FeatureStore
 
 if TYPE_CHECKING:
-    from dinoprobe.engine import EncoderLike
+    from pathlib import Path
+
+    from dinoprobe.encoder import Encoder
+    from dinoprobe.engine import EncoderLike, TokenSet
     from dinoprobe.types import Features, Progress
 
 
@@ -27,3 +31,11 @@ def embed(
     """
     place = store if isinstance(store, FeatureStore) else FeatureStore(store)
     return embed_dataset(open_dataset(source), encoder, store=place, progress=progress).features
+
+
+def embed_tokens(source: object, encoder: Encoder, *, file: str | Path | None = None) -> TokenSet:
+    """Patch tokens of whatever `open_dataset` takes, in memory or in `file`, a .npy.
+
+    Raises DatasetError, EncoderError, and ConfigurationError for more than fit into memory.
+    """
+    return embed_tokens_of(open_dataset(source), encoder, file=file)

@@ -137,7 +137,14 @@ class ImageClassifier:
         return tuple(str(name) for name in self.head.classes_)
 
     def predict_features(self, X: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-        """Probabilities `(n, classes)` of features `(n, dimension)` from this encoder."""
+        """Probabilities `(n, classes)` of features `(n, dimension)` from this encoder.
+
+        An attentive head takes patch tokens, as `(n, tokens, width)` or one after the other.
+        """
+        from dinoprobe.heads import AttentiveProbe
+
+        if isinstance(self.head, AttentiveProbe) and X.ndim == 2:
+            X = X.reshape(len(X), -1, self.head.n_features_in_)
         return self.head.predict_proba(X)
 
     def predict(
@@ -157,9 +164,12 @@ class ImageClassifier:
     ) -> Iterator[Prediction]:
         """As `predict`, one after the other: memory does not grow with the number of images."""
         from dinoprobe.datasets import open_dataset
-        from dinoprobe.engine import encode
+        from dinoprobe.engine import PatchTokens, encode
+        from dinoprobe.heads import AttentiveProbe
 
-        found = encode(open_dataset(images).samples, self.encoder)
+        by_tokens = isinstance(self.head, AttentiveProbe)
+        source = PatchTokens(self.encoder) if by_tokens else self.encoder
+        found = encode(open_dataset(images).samples, source)
         while block := list(islice(found, _BLOCK_ROWS)):
             yield from self._predict_block(block, top_k, abstain_below)
 

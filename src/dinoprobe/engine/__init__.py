@@ -9,13 +9,17 @@ flight, by the formula in `memory`, and a thread that hangs is given up.
 from dinoprobe.engine.embedding import Embedding, Flush, embed, write_failures
 from dinoprobe.engine.memory import memory_bound
 from dinoprobe.engine.pipeline import Encoded, EncoderLike, encode
+from dinoprobe.engine.tokens import PatchTokens, TokenSet, embed_tokens
 
 __all__ = [
     "Embedding",
     "Encoded",
     "EncoderLike",
     "Flush",
+    "PatchTokens",
+    "TokenSet",
     "embed",
+    "embed_tokens",
     "encode",
     "memory_bound",
     "write_failures",

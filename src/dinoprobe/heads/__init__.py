@@ -11,6 +11,7 @@ from dinoprobe.heads.abstention import (
     fit_abstention,
     least_count,
 )
+from dinoprobe.heads.attentive import AttentiveProbe
 from dinoprobe.heads.base import Head, LinearBase, ProbeBase
 from dinoprobe.heads.calibration import apply_temperature, at_temperature, fit_temperature
 from dinoprobe.heads.conformal import METHODS as SET_METHODS
@@ -50,6 +51,7 @@ __all__ = [
     "RULES",
     "SET_METHODS",
     "Abstention",
+    "AttentiveProbe",
     "Candidate",
     "GridTraining",
     "Head",

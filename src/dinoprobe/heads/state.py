@@ -1,9 +1,10 @@
 """Heads to plain JSON values and arrays, and back: no pickle, so a loaded file runs no code.
 
 Every linear head becomes one weight and one bias, k rows also for two classes. A k-NN head keeps
-its normalised rows. A scikit-learn head keeps its training rows and is fitted again at load, which
-costs a fit and is right across versions: a few probabilities are kept to check the result.
-Anything unexpected raises FormatError: keys, shapes, types, values that are not finite, versions.
+its normalised rows, an attentive one its attention, its projection and a linear layer. A
+scikit-learn head keeps its training rows and is fitted again at load, which costs a fit and is
+right across versions: a few probabilities are kept to check the result. Anything unexpected raises
+FormatError: keys, shapes, types, values that are not finite, versions.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import sklearn
 
 from dinoprobe.errors import ConfigurationError, FormatError, HeadError, MismatchError
+from dinoprobe.heads.attentive import AttentiveProbe
 from dinoprobe.heads.base import LinearBase, ProbeBase
 from dinoprobe.heads.multilabel import MultiLabelProbe
 from dinoprobe.heads.neighbors import KNNProbe, normalized
@@ -33,6 +35,7 @@ FORMAT = 1
 PROBE_ROWS = 8
 PROBE_TOLERANCE = 1e-5
 COMMON_KEYS = {"format", "kind", "classes", "n_features"}
+ATTENTIVE = ("attention", "value", "coef", "intercept")
 
 
 class FittedLinear(LinearBase):
@@ -58,6 +61,9 @@ def to_state(head: ProbeBase | MultiLabelProbe) -> tuple[Config, Arrays]:
         return {**common, "kind": "linear"}, {"weight": head.coef_, "bias": head.intercept_}
     if isinstance(head, KNNProbe):
         return _knn_state(head, common)
+    if isinstance(head, AttentiveProbe):
+        names = {name: getattr(head, f"{name}_") for name in ATTENTIVE}
+        return {**common, "kind": "attentive", "heads": len(head.attention_)}, names
     if isinstance(head, SklearnProbe):
         return _sklearn_state(head, common)
     raise HeadError(f"{type(head).__name__} can not be saved; expected a head of this package.")
@@ -74,6 +80,7 @@ def from_state(
         "multilabel": _read_multilabel,
         "linear": _read_linear,
         "knn": _read_knn,
+        "attentive": _read_attentive,
         "sklearn": _read_sklearn,
     }
     if not isinstance(config, dict) or config.get("format") != FORMAT:
@@ -151,6 +158,17 @@ def _read_knn(config: Config, arrays: Arrays) -> KNNProbe:
     head.features_, head.codes_ = features, labels
     head.k_, head.selection_ = k, "loaded"
     head.sample_weight_, head.class_weight_ = sample_weight, class_weight
+    return head
+
+
+def _read_attentive(config: Config, arrays: Arrays) -> AttentiveProbe:
+    _check_keys(config, arrays, COMMON_KEYS | {"heads"}, set(ATTENTIVE))
+    k, d, heads = len(config["classes"]), config["n_features"], config["heads"]
+    if type(heads) is not int or heads < 1 or d % heads:
+        _refuse(f"heads {heads!r}", f"a divisor of {d}")
+    head = AttentiveProbe(heads=heads)
+    for name, shape in zip(ATTENTIVE, ((heads, d), (d, d), (k, d), (k,)), strict=True):
+        setattr(head, f"{name}_", _floats(arrays, name, shape, np.float32))
     return head
 
 
