@@ -38,10 +38,12 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifierCV
 from sklearn.neighbors import KNeighborsClassifier
 
 from dinoprobe.heads import KNNProbe, LDAProbe, LinearGridProbe, RidgeProbe
+from dinoprobe.heads.axes import standardization
 from dinoprobe.heads.base import softmax
 from dinoprobe.heads.grid_training import INITIAL_DEVIATION
 from dinoprobe.heads.logistic import SELECTION_TOL
-from dinoprobe.heads.solver import prepare, solve_path, standardization, to_feature_space
+from dinoprobe.heads.problem import prepare
+from dinoprobe.heads.solver import solve_path, to_feature_space
 from dinoprobe.heads.threads import one_torch_thread
 from dinoprobe.versions import versions
 

@@ -8,7 +8,6 @@ copies that finds, and how few other pairs. With DINOv3's own weights it was not
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dinoprobe.evaluation import wilson
+from dinoprobe.processor import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -121,7 +121,7 @@ def near_duplicates(
     def compare(pair: Pair) -> float:
         return correlation(looks(pair[0]), looks(pair[1]))
 
-    with one_torch_thread(), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with one_torch_thread(), ThreadPoolExecutor(usable_cores()) as pool:
         values = list(pool.map(compare, ordered))
     return [
         NearPair(features.hashes[i], features.hashes[j], value)

@@ -6,13 +6,13 @@ Cached features are one forward pass per image; this is one per image and epoch,
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from dinoprobe.engine.memory import encode_within_memory
 from dinoprobe.engine.pipeline import MAX_WORKERS, single_threaded
 from dinoprobe.errors import HeadError, ImageError
+from dinoprobe.processor import usable_cores
 from dinoprobe.types import Failure
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def fit_online(
     training = _begun(probe, encoder.dimension, labels)
     failures: dict[str, Failure] = {}
     with ThreadPoolExecutor(
-        min(MAX_WORKERS, os.cpu_count() or 1), initializer=single_threaded()
+        min(MAX_WORKERS, usable_cores()), initializer=single_threaded()
     ) as pool:
         for epoch in range(probe.epochs):
             order = np.random.default_rng([probe.random_state, epoch]).permutation(len(samples))

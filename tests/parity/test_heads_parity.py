@@ -28,8 +28,8 @@ from dinoprobe.heads import (
     at_temperature,
     fit_temperature,
 )
+from dinoprobe.heads.axes import standardization
 from dinoprobe.heads.base import softmax
-from dinoprobe.heads.solver import standardization
 from dinoprobe.heads.threads import one_torch_thread
 
 

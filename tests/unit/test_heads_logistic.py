@@ -9,15 +9,10 @@ from sklearn.exceptions import ConvergenceWarning
 
 from dinoprobe.errors import HeadError
 from dinoprobe.heads import LogisticProbe
+from dinoprobe.heads.axes import standardization
 from dinoprobe.heads.folds import check_folds, deal_folds, group_codes, split_folds
-from dinoprobe.heads.solver import (
-    SMALL_WORK,
-    prepare,
-    solve,
-    solve_path,
-    standardization,
-    to_feature_space,
-)
+from dinoprobe.heads.problem import SMALL_WORK, prepare
+from dinoprobe.heads.solver import solve, solve_path, to_feature_space
 
 
 def noisy(n=120, d=8, k=3, seed=0):
@@ -194,7 +189,7 @@ class TestLargeProblems:
         problem = prepare(X, codes, 7)
         path = solve_path(problem, [1e-3, 1e-2, 1e-1], tol=1e-4, max_iter=200)
         exact = solve(problem, 1e-1, tol=1e-8, max_iter=500)
-        monkeypatch.setattr("dinoprobe.heads.solver.SMALL_WORK", 7 * X.size)
+        monkeypatch.setattr("dinoprobe.heads.problem.SMALL_WORK", 7 * X.size)
         wide = prepare(X.astype(np.float64), codes, 7)
         best = solve(wide, 1e-1, tol=1e-12, max_iter=1000)
         least = objective(X, codes, 1e-1, wide, best)

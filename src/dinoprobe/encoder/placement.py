@@ -6,7 +6,6 @@ avx512_bf16 and no float16 arithmetic.
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -137,12 +136,6 @@ def refuse_too_large(
         f"Use {', '.join(ways)}, or a smaller encoder."
     )
     raise EncoderError(msg)
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    usable = getattr(os, "sched_getaffinity", None)
-    return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -13,11 +13,11 @@ from itertools import chain, islice
 from threading import Lock, Thread
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from dinoprobe.encoder.placement import usable_cores
 from dinoprobe.engine.memory import Batcher, images_ahead
 from dinoprobe.engine.pool import Pool, Task
 from dinoprobe.engine.readers import Loaded, Reading, load, read_ahead
 from dinoprobe.errors import ConfigurationError
+from dinoprobe.processor import usable_cores
 from dinoprobe.types import Failure
 
 if TYPE_CHECKING:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dinoprobe.heads.axes import principal_axes
 from dinoprobe.heads.binary_solver import Columns, solve_columns
-from dinoprobe.heads.solver import principal_axes
 from dinoprobe.heads.statistics import moments, product_dtype
+from dinoprobe.processor import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,7 +76,7 @@ class BinaryFits:
                 result[position][:, block], converged[block] = start, done
 
         blocks = [varying[at : at + BLOCK_CLASSES] for at in range(0, len(varying), BLOCK_CLASSES)]
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             list(pool.map(along_path, blocks))
         return result, converged
 
@@ -110,7 +110,7 @@ class BinaryFits:
             for position, weights in enumerate(fits.astype(Z.dtype)):
                 scores[position][own] = Z @ weights[:-1] + weights[-1]
 
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             list(pool.map(judge, np.unique(folds[judged]).tolist()))
         return scores
 

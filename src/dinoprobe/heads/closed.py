@@ -7,7 +7,6 @@ rotated into the axes that they span, which loses nothing and makes a fit cost n
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dinoprobe.errors import HeadError
+from dinoprobe.heads.axes import principal_axes
 from dinoprobe.heads.folds import split_folds
 from dinoprobe.heads.selection import in_words as rule_in_words
 from dinoprobe.heads.selection import standard_errors, strongest_within
-from dinoprobe.heads.solver import principal_axes
 from dinoprobe.heads.statistics import (
     ClassStatistics,
     centered,
@@ -29,6 +28,7 @@ from dinoprobe.heads.statistics import (
     statistics_of_folds,
 )
 from dinoprobe.heads.temperature import fit_temperature
+from dinoprobe.processor import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -202,7 +202,7 @@ def judge_on_folds(
     def judge(rows: Codes, path: Solutions) -> tuple[Float64s, list[Floats]]:
         return _judge_rows(design, (codes, weights), rows, path, score, kept)
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         solutions = zip(parts, pool.map(solved, parts), strict=True)
         jobs = [
             pool.submit(judge, rows, path)

@@ -9,7 +9,6 @@ loops on one thread 2.3. A layer gives the same result whatever trains beside it
 from __future__ import annotations
 
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product as combinations
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -18,12 +17,13 @@ import numpy as np
 import torch
 
 from dinoprobe.errors import ConfigurationError, HeadError
+from dinoprobe.heads.axes import standardization
 from dinoprobe.heads.base import LinearBase, check_training
 from dinoprobe.heads.folds import assign_folds, check_fold_count, split_folds
 from dinoprobe.heads.grid_training import OPTIMIZERS, SCHEDULES, GridTraining, Setting
 from dinoprobe.heads.linear import sorted_classes
-from dinoprobe.heads.solver import standardization
 from dinoprobe.heads.threads import one_torch_thread
+from dinoprobe.processor import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -216,7 +216,7 @@ class LinearGridProbe(LinearBase):
             training = self._trained(data, group, train)
             return training.judged(data.X[validation], data.codes[validation])
 
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             found = list(pool.map(judge, combinations(groups, parts)))
         by_group = [found[i : i + len(parts)] for i in range(0, len(found), len(parts))]
         return np.concatenate([np.sum(sums, axis=0) for sums in by_group], axis=1)

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from dinoprobe.errors import ConfigurationError, HeadError, NonFiniteError
+from dinoprobe.heads.axes import standardization
 from dinoprobe.heads.base import LinearBase
-from dinoprobe.heads.solver import standardization
 from dinoprobe.heads.statistics import moments as weighted_moments
 from dinoprobe.heads.threads import one_torch_thread
 from dinoprobe.heads.training import training_rows

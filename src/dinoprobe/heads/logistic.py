@@ -8,7 +8,6 @@ as many as cores.
 
 from __future__ import annotations
 
-import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from itertools import starmap
@@ -21,14 +20,16 @@ from dinoprobe.errors import HeadError
 from dinoprobe.heads.base import LinearBase
 from dinoprobe.heads.closed import few_folds, in_words, log_loss_sums, some_weights, total_weight
 from dinoprobe.heads.folds import assign_folds, check_fold_count, split_folds
+from dinoprobe.heads.problem import prepare
 from dinoprobe.heads.rows import Standardized
 from dinoprobe.heads.selection import best_of, check_rule, select, standard_errors
 from dinoprobe.heads.selection import in_words as rule_in_words
-from dinoprobe.heads.solver import prepare, solve, solve_path, to_feature_space
+from dinoprobe.heads.solver import solve, solve_path, to_feature_space
 from dinoprobe.heads.statistics import chunks
 from dinoprobe.heads.threads import one_blas_thread, one_torch_thread
 from dinoprobe.heads.training import training_rows
 from dinoprobe.heads.weights import check_class_weight
+from dinoprobe.processor import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dinoprobe.heads.base import Codes, Float64s
-    from dinoprobe.heads.solver import Problem, Solution
+    from dinoprobe.heads.problem import Problem
+    from dinoprobe.heads.solver import Solution
     from dinoprobe.heads.training import TrainingRows
     from dinoprobe.heads.weights import ClassWeight
 
@@ -178,7 +180,7 @@ class LogisticProbe(LinearBase):
         Of the strengths that each fold has judged: the first ones, up to the earliest end.
         """
         at_once = _folds_at_once(rows.X, len(parts))
-        threads = max(1, (os.cpu_count() or 1) // at_once)
+        threads = max(1, usable_cores() // at_once)
 
         def judge(train: Codes, validation: Codes) -> _Path:
             return self._judge_fold(rows, (train, validation), Cs, threads)
@@ -240,7 +242,7 @@ class LogisticProbe(LinearBase):
 def _folds_at_once(X: Any, fold_count: int) -> int:
     """How many folds run beside each other: each may hold 8 bytes for every feature."""
     fitting = FOLD_MEMORY_BYTES // max(1, 8 * X.size)
-    return int(max(1, min(os.cpu_count() or 1, fitting, fold_count)))
+    return int(max(1, min(usable_cores(), fitting, fold_count)))
 
 
 class _Path(NamedTuple):

@@ -8,7 +8,6 @@ rows of 768 features, k = 20, on two cores: 1.5 s, of which 0.8 s are the produc
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from dinoprobe.heads.threads import one_blas_thread, one_torch_thread
-from dinoprobe.processor import has_fast_bfloat16
+from dinoprobe.processor import has_fast_bfloat16, usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -94,7 +93,7 @@ def nearest(
     `excluded_queries` `(m,)`.
     """
     found = Nearest(np.full((len(queries), k), -np.inf), np.zeros((len(queries), k), np.intp))
-    threads = (os.cpu_count() or 1) if len(queries) * rows.size > SMALL_PRODUCTS else 1
+    threads = usable_cores() if len(queries) * rows.size > SMALL_PRODUCTS else 1
     size = max(1, min(QUERY_ROWS, -(-len(queries) // threads)))
 
     def work(start: int) -> None:

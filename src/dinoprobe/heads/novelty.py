@@ -14,7 +14,6 @@ like the training images lies beyond. What is kept is at most 256 directions, or
 from __future__ import annotations
 
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,13 +22,14 @@ import numpy as np
 from scipy.linalg import solve_triangular
 
 from dinoprobe.errors import ConfigurationError, FormatError, HeadError
+from dinoprobe.heads.axes import principal_axes
 from dinoprobe.heads.base import in_blocks
 from dinoprobe.heads.conformal import ROUNDING
 from dinoprobe.heads.folds import check_folds, split_folds
 from dinoprobe.heads.neighbors import normalized
-from dinoprobe.heads.solver import principal_axes
 from dinoprobe.heads.statistics import moments
 from dinoprobe.heads.threads import one_blas_thread
+from dinoprobe.processor import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -130,7 +130,7 @@ def left_out_scores(
         found[validation] = _scores(method, fitted, X[validation])
 
     parts = list(split_folds(check_folds(folds, len(y)), codes))
-    with one_blas_thread(), ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with one_blas_thread(), ThreadPoolExecutor(usable_cores()) as pool:
         list(pool.map(judge, parts))
     return found
 

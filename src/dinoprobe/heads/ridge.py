@@ -8,7 +8,6 @@ google-research/big_vision `evaluators/fewshot_lsr.py`, there with one fixed str
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self
 
@@ -36,6 +35,7 @@ from dinoprobe.heads.selection import check_rule
 from dinoprobe.heads.statistics import chunks, product_dtype
 from dinoprobe.heads.threads import one_blas_thread
 from dinoprobe.heads.training import training_rows
+from dinoprobe.processor import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -205,7 +205,7 @@ def judge_left_out(
     left_out = _LeftOut(prepared, codes, alphas, weights)
     kept = kept_rows(judged, len(codes), len(alphas) * len(counts))
     parts = list(chunks(judged))
-    with ThreadPoolExecutor(min(len(parts), os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(len(parts), usable_cores())) as pool:
         found = list(pool.map(lambda rows: left_out.judge(rows, kept), parts))
     sums = np.sum([each for each, _ in found], axis=0)
     row_count = total_weight(judged, some_weights(weights, judged))

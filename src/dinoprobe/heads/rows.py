@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from dinoprobe.heads.threads import one_torch_thread
+from dinoprobe.processor import has_fast_bfloat16
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -132,7 +133,5 @@ def chunk_bounds(row_count: int, class_count: int, device: torch.device) -> list
 
 def coarse_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where products of it are faster than those of float32."""
-    if device.type == "cpu":
-        has = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-        return torch.bfloat16 if has else torch.float32
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+    fast = device.type == "cuda" or (device.type == "cpu" and has_fast_bfloat16())
+    return torch.bfloat16 if fast else torch.float32

@@ -15,36 +15,23 @@ ends a solution by exact ones.
 from __future__ import annotations
 
 import math
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
-from scipy.linalg import eigh
 
 from dinoprobe.heads.curvature import CurvatureMemory
-from dinoprobe.heads.rows import Chunk, Lanes, Standardized, chunk_bounds, coarse_dtype
-from dinoprobe.heads.threads import one_torch_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import numpy.typing as npt
     from torch import Tensor
 
-    from dinoprobe.heads.base import Codes, Float64s
+    from dinoprobe.heads.base import Float64s
+    from dinoprobe.heads.problem import Problem
+    from dinoprobe.heads.rows import Chunk
 
-    Floats = npt.NDArray[np.floating]
-
-CONSTANT_RELATIVE_STD = 1e-5
-"""Below this share of its mean a deviation is rounding of float32 storage, not signal."""
-RANK_TOLERANCE = 1e-7
-"""Directions with less than this share of the largest variance are rounding noise."""
-SMALL_WORK = 2**26
-"""Rows times axes times classes up to which everything is float64: there it costs little."""
 MEMORY_PAIRS = 10
 SUFFICIENT_DECREASE = 1e-4
 STEEP = 0.9
@@ -52,27 +39,6 @@ LINE_TRIALS = 12
 NOISE = 4
 SMALLEST_VALUE = 0.01
 APPROACH_TOL = 1e-4
-BLOCK_ROWS = 2048
-
-
-@dataclass(slots=True)
-class Problem:
-    """Rows in principal axes, and the way back to features as they came.
-
-    `total` is the sum of the rows' weights, their number without weights; `variances` `(r,)` are
-    those of the axes, `axes` `(d, r)` take standardised features to them.
-    """
-
-    lanes: Lanes
-    class_count: int
-    total: float
-    variances: Tensor
-    axes: Tensor
-    mean: Float64s
-    scale: Float64s
-    start: Tensor
-    coarse: torch.dtype
-    is_exact: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,95 +54,6 @@ class Solution:
     gap: float
     iterations: int
     converged: bool
-
-
-def standardization(
-    X: Floats, rows: Codes | None = None, weights: Float64s | None = None
-) -> tuple[Float64s, Float64s]:
-    """Mean and scale `(d,)` of each feature over these rows; that of a constant feature is 1."""
-    rows = np.arange(len(X)) if rows is None else rows
-    parts = [slice(start, start + BLOCK_ROWS) for start in range(0, len(rows), BLOCK_ROWS)]
-    pivot = X[rows[:BLOCK_ROWS]].mean(axis=0, dtype=np.float64)
-
-    def sums(part: slice) -> Float64s:
-        """Weights, and weighted first and second moments around the pivot `(3, d)`."""
-        some = X[rows[part]] - pivot
-        w = np.ones(len(some)) if weights is None else weights[part]
-        squares = np.einsum("n,nd,nd->d", w, some, some)
-        return np.stack([np.full(X.shape[1], w.sum()), w @ some, squares])
-
-    with ThreadPoolExecutor(min(len(parts), os.cpu_count() or 1)) as pool:
-        total, first, second = np.sum(list(pool.map(sums, parts)), axis=0)
-    offset = first / total
-    mean = pivot + offset
-    deviation = np.sqrt(np.maximum(second / total - np.square(offset), 0))
-    constant = deviation <= CONSTANT_RELATIVE_STD * np.abs(mean)
-    return mean, np.where(constant, 1.0, deviation)
-
-
-def prepare(
-    X: Floats,
-    codes: Codes,
-    class_count: int,
-    *,
-    rows: Codes | None = None,
-    weights: Float64s | None = None,
-    standardize: bool = True,
-    device: str = "cpu",
-    threads: int | None = None,
-) -> Problem:
-    """The problem of these rows of X (all without `rows`), with the codes and weights of them.
-
-    Without `standardize` features are centred alone, which a free intercept makes up for.
-    Wants `class_count` * 4 bytes a row beside the rows kept: 2 bytes a value in bfloat16, 4 in
-    float32, 8 in small problems.
-    """
-    rows = np.arange(len(X)) if rows is None else rows
-    place, d = torch.device(device), X.shape[1]
-    mean, scale = standardization(X, rows, weights)
-    scale = scale if standardize else np.ones_like(scale)
-    source = Standardized(X, rows, mean, scale)
-    wide = len(rows) < d
-    small = len(rows) * min(d, len(rows)) * class_count <= SMALL_WORK
-    coarse = torch.float32 if wide else coarse_dtype(place)
-    dtype = torch.float64 if small else coarse
-    points = torch.float64 if small else torch.float32
-    bounds = chunk_bounds(len(rows), class_count, place)
-    workers = threads or os.cpu_count() or 1
-    with one_torch_thread():
-        variances, axes = _axes(source, weights, workers, is_small=small or wide)
-    counts = np.bincount(codes, weights=weights, minlength=class_count)
-
-    def chunk(bound: tuple[int, int]) -> Chunk:
-        def block() -> Tensor:
-            return torch.from_numpy(source.block(*bound)).to(place, points)
-
-        part = slice(*bound)
-        return Chunk(
-            kept=block().to(dtype) @ rotation,
-            codes=torch.from_numpy(codes[part]).to(place)[None],
-            weights=None if weights is None else _row(weights[part], place, points),
-            fresh=None if dtype == points else block,
-        )
-
-    rotation = axes.to(place, dtype)
-    with one_torch_thread(), ThreadPoolExecutor(workers) as pool:
-        chunks = list(pool.map(chunk, bounds))
-    start = torch.zeros((class_count, axes.shape[1] + 1), dtype=points, device=place)
-    frequencies = np.log(np.maximum(counts, counts[counts > 0].min()) / counts.sum())
-    start[:, -1] = torch.from_numpy(frequencies - frequencies.mean()).to(place, points)
-    return Problem(
-        lanes=Lanes(chunks, workers),
-        class_count=class_count,
-        total=float(counts.sum()),
-        variances=variances.to(place, points),
-        axes=axes.to(place, points),
-        mean=mean,
-        scale=scale,
-        start=start,
-        coarse=dtype,
-        is_exact=dtype == points,
-    )
 
 
 def solve_path(
@@ -402,52 +279,3 @@ def _between(low: tuple[float, float], high: tuple[float, float]) -> float:
 
 def _dot(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum(dtype=torch.float64))
-
-
-def principal_axes(Z: Floats) -> tuple[Float64s, Float64s]:
-    """Variances `(r,)` and orthonormal axes `(d, r)`, from the smaller Gram, in float64."""
-    n, d = Z.shape
-    wide, Z = n < d, Z.astype(np.float64)
-    variances, vectors = eigh(
-        (Z @ Z.T if wide else Z.T @ Z) / n, overwrite_a=True, check_finite=False, driver="evd"
-    )
-    kept = variances > max(RANK_TOLERANCE * variances[-1], np.finfo(np.float64).tiny)
-    variances, vectors = variances[kept], vectors[:, kept]
-    return variances, Z.T @ (vectors / np.sqrt(n * variances)) if wide else vectors
-
-
-def _axes(
-    source: Standardized, weights: Float64s | None, workers: int, *, is_small: bool
-) -> tuple[Tensor, Tensor]:
-    """Variances `(r,)` and orthonormal axes `(d, r)` of the rows."""
-    if is_small:
-        Z = source.block(0, len(source))
-        if weights is not None:
-            Z *= np.sqrt(weights * len(weights) / weights.sum())[:, None]
-        variances, axes = principal_axes(Z)
-        return torch.from_numpy(variances), torch.from_numpy(axes)
-    found = torch.linalg.eigh(_gram(source, weights, workers))
-    return found.eigenvalues.clamp(min=0), found.eigenvectors
-
-
-def _row(values: npt.NDArray[np.floating], place: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.from_numpy(values).to(place, dtype)[None]
-
-
-def _gram(source: Standardized, weights: Float64s | None, workers: int) -> Tensor:
-    """Covariance `(d, d)` of the rows, by coarse products: good enough to precondition."""
-    dtype = coarse_dtype(torch.device("cpu"))
-    bounds = [(start, start + BLOCK_ROWS) for start in range(0, len(source), BLOCK_ROWS)]
-
-    def product(bound: tuple[int, int]) -> Tensor:
-        block = torch.from_numpy(source.block(*bound)).float()
-        if weights is not None:
-            block *= torch.from_numpy(np.sqrt(weights[slice(*bound)])[:, None]).float()
-        rows = block.to(dtype)
-        return (rows.T @ rows).float()
-
-    total = torch.zeros((source.X.shape[1],) * 2)
-    with ThreadPoolExecutor(workers) as pool:
-        for found in pool.map(product, bounds):
-            total += found
-    return total / (len(source) if weights is None else weights.sum())

@@ -7,14 +7,14 @@ taken out by subtracting its statistics, so any number of folds costs one pass o
 
 from __future__ import annotations
 
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from dinoprobe.heads.solver import CONSTANT_RELATIVE_STD
+from dinoprobe.heads.axes import CONSTANT_RELATIVE_STD
+from dinoprobe.processor import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -170,7 +170,7 @@ def statistics_of_folds(
         sums = class_sums(rows, local, own)
         return present, row_counts, counts.astype(np.float64), sums, rows.T @ rows
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for (fold, _), found in zip(tasks, pool.map(products, tasks), strict=True):
             if fold not in parts:
                 parts[fold] = ClassStatistics(like.pivot, like.unit, class_count)

@@ -14,8 +14,7 @@ from importlib import metadata
 from threading import Lock, local
 from typing import TYPE_CHECKING, Any, final
 
-from dinoprobe.encoder.placement import usable_cores
-from dinoprobe.processor import has_fast_bfloat16
+from dinoprobe.processor import has_fast_bfloat16, usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
