@@ -123,7 +123,12 @@ def test_without_refit_the_layer_of_the_fold_is_kept():
     options = {"lrs": [0.01, 0.05], "epochs": 3, "batch_size": 16}
     probe = LinearGridProbe(refit=False, **options).fit(X, y, folds=folds)
     alone = LinearGridProbe(lr=probe.lr_, epochs=3, batch_size=16).fit(X[:90], y[:90])
-    assert np.array_equal(alone.coef_, probe.coef_)
+    np.testing.assert_allclose(alone.coef_, probe.coef_, rtol=1e-5, atol=1e-7)
+    many = LinearGridProbe(refit=False, epochs=3, batch_size=16).fit(X, y, folds=folds)
+    best = int(np.flatnonzero(many.cv_results_["lr"] == many.lr_)[0])
+    assert best >= 7  # of the second group of layers
+    alone = LinearGridProbe(lr=many.lr_, epochs=3, batch_size=16).fit(X[:90], y[:90])
+    np.testing.assert_allclose(alone.coef_, many.coef_, rtol=1e-5, atol=1e-7)
     with pytest.raises(HeadError, match="there are 5"):
         LinearGridProbe(refit=False, **options).fit(X, y)
 

@@ -40,8 +40,8 @@ BASE_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 
 momentum 0.9, no weight decay and a cosine to 0."""
 DEFAULT_BASE_RATE = 1e-2
 """Where folds can not choose."""
-LAYERS_AT_ONCE = 8
-"""Layers in one matrix, more are dealt to several that run in threads."""
+LAYERS_AT_ONCE = 7
+"""Layers in one matrix; more are dealt to several, which run in threads."""
 
 
 class LinearGridProbe(LinearBase):
@@ -202,24 +202,38 @@ class LinearGridProbe(LinearBase):
             return
         what = f"{len(parts)} {origin} fold{'s' if len(parts) > 1 else ''}"
         row_count = sum(len(validation) for _, validation in parts)
-        chosen = self.choose(settings, self._judged(data, settings, parts), row_count, what)
-        self._train_and_keep(data, chosen, everything if self.refit else parts[0][0])
+        sums, trainings = self._judged(data, settings, parts)
+        chosen = self.choose(settings, sums, row_count, what)
+        if self.refit:
+            self._train_and_keep(data, chosen, everything)
+            return
+        group, number = divmod(settings.index(chosen), LAYERS_AT_ONCE)
+        training = trainings[group]
+        self.keep(chosen, training.layer(number), training.losses(number))
 
     def _judged(
         self, data: _Data, settings: list[Setting], parts: list[tuple[Codes, Codes]]
-    ) -> Float64s:
-        """Right answers and summed log loss `(2, layers)` over the validation rows of all folds."""
+    ) -> tuple[Float64s, list[GridTraining]]:
+        """Right answers and summed log loss `(2, layers)` over the validation rows of all folds.
+
+        Without `refit` also the training of each group of layers.
+        """
         groups = [settings[i : i + LAYERS_AT_ONCE] for i in range(0, len(settings), LAYERS_AT_ONCE)]
+
+        kept: list[GridTraining] = []
 
         def judge(job: tuple[list[Setting], tuple[Codes, Codes]]) -> Float64s:
             group, (train, validation) = job
             training = self._trained(data, group, train)
+            if not self.refit:
+                kept.append(training)
             return training.judged(data.X[validation], data.codes[validation])
 
         with ThreadPoolExecutor(usable_cores()) as pool:
             found = list(pool.map(judge, combinations(groups, parts)))
         by_group = [found[i : i + len(parts)] for i in range(0, len(found), len(parts))]
-        return np.concatenate([np.sum(sums, axis=0) for sums in by_group], axis=1)
+        kept.sort(key=lambda training: settings.index(training.settings[0]))
+        return np.concatenate([np.sum(sums, axis=0) for sums in by_group], axis=1), kept
 
     def _train_and_keep(self, data: _Data, setting: Setting, rows: Codes) -> None:
         training = self._trained(data, [setting], rows)
