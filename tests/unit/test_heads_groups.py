@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.test_partition import features
 
-from dinoprobe.heads import KNNProbe, LDAProbe, LogisticProbe, PrototypeProbe, RidgeProbe
+from dinoprobe.heads import (
+    KNNProbe,
+    LDAProbe,
+    LinearGridProbe,
+    LogisticProbe,
+    PrototypeProbe,
+    RidgeProbe,
+)
 from dinoprobe.heads.folds import deal_folds
 from dinoprobe.heads.names import HEADS
 from dinoprobe.partition import dealt_folds
@@ -19,6 +26,7 @@ SELECTING = {
     "prototype": PrototypeProbe(),
     "ridge": RidgeProbe(),
     "knn": KNNProbe("auto"),
+    "linear-grid": LinearGridProbe(),
 }
 NAMES = st.one_of(st.none(), st.sampled_from("pqrstuvw"))
 ROWS = st.lists(st.tuples(st.sampled_from("ab"), NAMES, NAMES, NAMES), min_size=8, max_size=60)
