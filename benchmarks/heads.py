@@ -9,16 +9,19 @@ peer does. `logistic-path` solves 8 strengths, warm, beside a fit for each. `din
 fourth of them: its seconds are scaled to all. `knn` fits and predicts, beside scikit-learn's brute
 force in float32 and, where it is installed, faiss's flat index. `linear-grid` trains 13 rates for
 an epoch and takes the best on a tenth of the rows, beside the tutorial's loop once for each rate:
-`ratio_to_tutorial`. Sides take turns after a small fit of each, and the median round counts.
-`ratio_to_sklearn` is peer_seconds / seconds; `objective_gap` the largest (ours - theirs) / theirs
-over the strengths, below 0 where ours is the lower minimum. Without --json a line an entry is
-printed. 8,000 x 384 features of 20 classes; with --full 50,000 x 768 of 100, which takes minutes.
+`ratio_to_tutorial`. `memory` is the peak of LogisticProbe's choice and fit, and what is left of it
+without the workspace: 6 bytes a row and class, and 100 MB for libraries and blocks. Sides take
+turns after a small fit of each, and the median round counts. `ratio_to_sklearn` is peer_seconds /
+seconds; `objective_gap` the largest (ours - theirs) / theirs over the strengths, below 0 where ours
+is the lower minimum. Without --json a line an entry is printed. 5,000 x 256 features of 12 classes;
+with --full 50,000 x 768 of 100, which takes minutes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
@@ -26,7 +29,9 @@ import time
 import warnings
 from datetime import UTC, datetime
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -37,7 +42,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, RidgeClassifierCV
 from sklearn.neighbors import KNeighborsClassifier
 
-from dinoprobe.heads import KNNProbe, LDAProbe, LinearGridProbe, RidgeProbe
+from dinoprobe.heads import KNNProbe, LDAProbe, LinearGridProbe, LogisticProbe, RidgeProbe
 from dinoprobe.heads.axes import standardization
 from dinoprobe.heads.base import softmax
 from dinoprobe.heads.grid_training import INITIAL_DEVIATION
@@ -52,6 +57,9 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from dinoprobe.heads.problem import Problem
+    from dinoprobe.heads.rows import Chunk
+
     Floats = npt.NDArray[np.floating]
     Side = Callable[["Data"], Any]
 
@@ -62,6 +70,7 @@ DINOV3_STRENGTHS = np.logspace(-6, 5, 45)
 PEER_TOL, PEER_ITERATIONS, PEER_EVERY = 1e-4, 1000, 4
 NEIGHBORS = 20
 GRID_EPOCHS = 1
+WORKSPACE_BYTES = 100_000_000
 
 
 class Shape(NamedTuple):
@@ -74,10 +83,10 @@ class Shape(NamedTuple):
     separation: float
 
 
-DEFAULT = Shape(8_000, 2_000, 384, 20, 0.52)
+DEFAULT = Shape(5_000, 2_000, 256, 12, 0.52)
 FULL = Shape(50_000, 10_000, 768, 100, 0.52)
 SHAPES = {  # of entries with their own
-    "dinov3-logreg": (Shape(2_000, 1_000, 128, 10, 0.5), Shape(20_000, 5_000, 384, 10, 0.4)),
+    "dinov3-logreg": (Shape(1_000, 1_000, 64, 8, 0.5), Shape(20_000, 5_000, 384, 10, 0.4)),
 }
 SMALL = Shape(300, 100, 16, 4, 1.0)
 
@@ -216,47 +225,122 @@ def ridge(data: Data, budget: float) -> dict[str, Any]:
 
 
 def logistic_path(data: Data, budget: float) -> dict[str, Any]:
-    """8 strengths: one warm path, and a fit for each. The accuracy is the best of the path."""
-    return compared_paths(data, STRENGTHS, {"tol": PEER_TOL}, budget, rounds=3)
+    """8 strengths: one warm path, and a fit for each. The accuracy is the best of the path.
+
+    Beside scikit-learn as people call it stand the same fits each begun at the one before, and
+    Intel's extension where it is installed.
+    """
+    sides: dict[str, Side] = {
+        "ours": partial(own_path, Cs=STRENGTHS),
+        "peer": partial(peer_path, Cs=STRENGTHS, options={"tol": PEER_TOL}),
+        "warm": partial(peer_path, Cs=STRENGTHS, options={"tol": PEER_TOL}, is_warm=True),
+    }
+    if find_spec("sklearnex"):
+        sides["intelex"] = partial(
+            peer_path, Cs=STRENGTHS, options={"tol": PEER_TOL}, is_intel=True
+        )
+    seconds, paths = all_in_turn(sides, data, budget, rounds=3)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    measured = Measured(medians["ours"], medians["peer"], len(seconds["ours"]), None, None)
+    found = judged_paths(data, STRENGTHS, paths["ours"], paths["peer"], measured)
+    found["ratio_to_warm_starts"] = medians["warm"] / medians["ours"]
+    found["ratio_to_intelex"] = medians.get("intelex", math.nan) / medians["ours"]
+    if "intelex" not in medians:
+        found["ratio_to_intelex"] = None
+    return {**found, "seconds_of_all": medians, **bound(data, medians["ours"])}
+
+
+def bound(data: Data, seconds: float) -> dict[str, Any]:
+    """What the products of a path cost at this machine's rate, and how much of it was reached."""
+    classes, codes = np.unique(data.y, return_inverse=True)
+    problem = prepare(data.X, codes, len(classes))
+    solve_path(problem, STRENGTHS.tolist(), tol=SELECTION_TOL, max_iter=PEER_ITERATIONS)
+    flops = 4.0 * data.X.size * len(classes) * problem.lanes.passes
+    rate = products_per_second(problem)
+    return {
+        "passes": problem.lanes.passes,
+        "product_flops_per_second": rate,
+        "bound_seconds": flops / rate,
+        "share_of_bound": flops / rate / seconds,
+    }
+
+
+def products_per_second(problem: Problem) -> float:
+    """FLOPs a second of the products of a pass alone, by all threads at once."""
+    weights = problem.start[:, :-1].to(problem.coarse)
+    flops = 0.0
+
+    def products(lane: list[Chunk]) -> float:
+        done = 0.0
+        for chunk in lane:
+            scores = weights @ chunk.kept.T
+            scores @ chunk.kept
+            done += 4.0 * chunk.kept.numel() * len(weights)
+        return done
+
+    with problem.lanes.running():
+        problem.lanes.map(products)
+        start = time.perf_counter()
+        for _ in range(5):
+            flops += sum(problem.lanes.map(products))
+        return flops / (time.perf_counter() - start)
 
 
 def dinov3_logreg(data: Data, budget: float) -> dict[str, Any]:
-    """45 strengths from 1e-6 to 1e5."""
-    precise = data._replace(X=data.X.astype(np.float64))
-    options = {"tol": 1e-12}
-    found = compared_paths(data, DINOV3_STRENGTHS, options, budget, rounds=1, peer_data=precise)
-    return {**found, "peer_strengths": len(DINOV3_STRENGTHS[::PEER_EVERY])}
+    """45 strengths from 1e-6 to 1e5; scikit-learn's side fits some of them."""
+    some = DINOV3_STRENGTHS[::PEER_EVERY]
+
+    def precise_path(given: Data) -> list[tuple[Floats, Floats]]:
+        precise = given._replace(X=given.X.astype(np.float64))
+        return peer_path(precise, some, {"tol": 1e-12})
+
+    measured = in_turn(partial(own_path, Cs=DINOV3_STRENGTHS), precise_path, data, budget, rounds=1)
+    scale = len(DINOV3_STRENGTHS) / len(some)
+    measured = measured._replace(peer_seconds=measured.peer_seconds * scale)
+    ours = measured.ours[::PEER_EVERY]
+    found = judged_paths(data, some, ours, measured.peer, measured)
+    return {**found, "peer_strengths": len(some)}
 
 
-def compared_paths(
-    data: Data,
-    Cs: Floats,
-    peer_options: dict[str, Any],
-    budget: float,
-    *,
-    rounds: int,
-    peer_data: Data | None = None,
+def judged_paths(
+    data: Data, Cs: Floats, ours: Any, theirs: Any, measured: Measured
 ) -> dict[str, Any]:
-    """Both sides over a path; the largest gap of the objectives, the best accuracies."""
-    every = 1 if peer_data is None else PEER_EVERY
-    measured = in_turn(
-        lambda some: own_path(some, Cs),
-        lambda some: peer_path(
-            some if some is not data else peer_data or data, Cs[::every], peer_options
-        ),
-        data,
-        budget,
-        rounds=rounds,
-    )
-    measured = measured._replace(peer_seconds=measured.peer_seconds * len(Cs) / len(Cs[::every]))
+    """The largest gap of the objectives along two paths, and the best accuracy of each."""
     codes = np.unique(data.y, return_inverse=True)[1]
     gaps, correct = [], []
-    for C, ours, theirs in zip(Cs[::every], measured.ours[::every], measured.peer, strict=True):
-        values = [objective(data.X, codes, C, *each) for each in (ours, theirs)]
+    for C, *both in zip(Cs, ours, theirs, strict=True):
+        values = [objective(data.X, codes, C, *each) for each in both]
         gaps.append(values[0] / values[1] - 1)
-        correct.append([accuracy(data, *each) for each in (ours, theirs)])
+        correct.append([accuracy(data, *each) for each in both])
     best = np.max(correct, axis=0)
     return entry(measured, (float(best[0]), float(best[1])), max(gaps))
+
+
+def memory(data: Data, budget: float) -> dict[str, Any]:  # noqa: ARG001 - an entry's arguments
+    """Peak memory of the whole choice and fit of LogisticProbe beyond features and labels."""
+    with open("/proc/self/clear_refs", "w", encoding="ascii") as reset:
+        reset.write("5")  # the peak begins anew
+    before = status_bytes("VmRSS")
+    start = time.perf_counter()
+    LogisticProbe().fit(data.X, data.y)
+    seconds = time.perf_counter() - start
+    peak = status_bytes("VmHWM") - before
+    features = data.X.nbytes
+    workspace = 6 * len(data.X) * len(np.unique(data.y)) + WORKSPACE_BYTES
+    return {
+        "seconds": seconds,
+        "features_bytes": features,
+        "workspace_bytes": workspace,
+        "peak_bytes_beyond_features": peak,
+        "peak_of_features": (peak + features) / features,
+        "without_workspace_of_features": (peak + features - workspace) / features,
+    }
+
+
+def status_bytes(name: str) -> int:
+    """A size that Linux tells of this process."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def knn(data: Data, budget: float) -> dict[str, Any]:
@@ -386,15 +470,26 @@ def own_path(data: Data, Cs: Floats) -> list[tuple[Floats, Floats]]:
     return [to_feature_space(problem, solution) for solution in path]
 
 
-def peer_path(data: Data, Cs: Floats, options: dict[str, Any]) -> list[tuple[Floats, Floats]]:
+def peer_path(
+    data: Data,
+    Cs: Floats,
+    options: dict[str, Any],
+    *,
+    is_warm: bool = False,
+    is_intel: bool = False,
+) -> list[tuple[Floats, Floats]]:
     """The same of scikit-learn, lbfgs, in the precision of the features."""
+    kind = import_module("sklearnex.linear_model").LogisticRegression if is_intel else None
+    kind = kind or LogisticRegression
+    warm = kind(max_iter=PEER_ITERATIONS, warm_start=True, **options)
     found = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         for C in Cs:
-            peer = LogisticRegression(C=C, max_iter=PEER_ITERATIONS, **options)
+            peer = warm if is_warm else kind(max_iter=PEER_ITERATIONS, **options)
+            peer.set_params(C=C)
             peer.fit(data.X, data.y)
-            found.append((peer.coef_, peer.intercept_))
+            found.append((peer.coef_.copy(), peer.intercept_.copy()))
     return found
 
 
@@ -422,6 +517,10 @@ def scores(measured: Measured, data: Data) -> tuple[float, float]:
 
 def line(name: str, found: dict[str, Any]) -> str:
     """An entry for reading."""
+    if "peak_of_features" in found:
+        return (
+            f"{name}: peak {found['peak_of_features']:.2f} x the features, {found['seconds']:.1f} s"
+        )
     gap = "" if found["objective_gap"] is None else f", gap {found['objective_gap']:.1e}"
     return (
         f"{name}: {found['seconds']:.2f} s, peer {found['peer_seconds']:.2f} s, "
@@ -437,6 +536,7 @@ ENTRIES: dict[str, Callable[[Data, float], dict[str, Any]]] = {
     "ridge": ridge,
     "logistic-path": logistic_path,
     "dinov3-logreg": dinov3_logreg,
+    "memory": memory,
 }
 
 

@@ -137,6 +137,26 @@ def test_heads_are_timed_beside_scikit_learn(
     assert found["objective_gap"] is None or found["objective_gap"] < 1e-3
 
 
+def test_memory_and_many_strengths_are_measured_too(
+    script: Callable[[str], ModuleType],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    heads = script("heads")
+    small = heads.Shape(300, 100, 12, 3, 1.0)
+    monkeypatch.setattr(heads, "DEFAULT", small)
+    monkeypatch.setattr(heads, "SHAPES", {"dinov3-logreg": (small, small)})
+    for name in ("dinov3-logreg", "memory"):
+        monkeypatch.setattr("sys.argv", ["heads.py", "--only", name, "--json"])
+        heads.main()
+        found = json.loads(capsys.readouterr().out)["entries"][name]
+        if name == "memory":
+            assert found["peak_bytes_beyond_features"] > 0
+        else:
+            assert found["peer_strengths"] == 12
+            assert found["objective_gap"] < 1e-3
+
+
 def test_features_of_the_heads_are_seeded_and_standardised(
     script: Callable[[str], ModuleType],
 ) -> None:

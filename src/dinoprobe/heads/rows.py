@@ -94,15 +94,17 @@ class Chunk:
 
 
 class Lanes:
-    """Chunks dealt to lanes, which threads work off."""
+    """Chunks dealt to lanes, which threads work off. `passes` counts how often they did."""
 
     def __init__(self, chunks: Sequence[Chunk], threads: int) -> None:
         self.lanes = [list(chunks[lane::LANES]) for lane in range(min(LANES, len(chunks)))]
         self.threads = min(threads, len(self.lanes))
+        self.passes = 0
         self._pool: ThreadPoolExecutor | None = None
 
     def map(self, function: Callable[[list[Chunk]], Any]) -> list[Any]:
         """The result of each lane, in order."""
+        self.passes += 1
         if self._pool is None:
             return [function(lane) for lane in self.lanes]
         return list(self._pool.map(function, self.lanes))

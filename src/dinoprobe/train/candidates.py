@@ -85,7 +85,7 @@ def _searched(
 
     def done(judged: Judged) -> None:
         what = f"{judged.candidate.name} on {judged.candidate.pooling}"
-        say(f"{what}: {100 * judged.accuracy:.1f} % of folds, log loss {judged.log_loss:.3f}")
+        say(f"{what}: {100 * judged.accuracy:.1f} % out of fold, log loss {judged.log_loss:.3f}")
 
     best, found = search(
         candidates,
