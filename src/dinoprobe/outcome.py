@@ -19,7 +19,14 @@ from dinoprobe.engine import write_failures
 from dinoprobe.errors import HeadError
 from dinoprobe.evaluation import Evaluation, evaluate
 from dinoprobe.files import to_json, write_atomic
-from dinoprobe.report import Baseline, EpochPoint, ReportInput, SelectionPoint, render_report
+from dinoprobe.report import (
+    Baseline,
+    Compared,
+    EpochPoint,
+    ReportInput,
+    SelectionPoint,
+    render_report,
+)
 from dinoprobe.report import Prediction as Row
 from dinoprobe.run import dataset_name, write_table
 from dinoprobe.trust import AbstentionFigures, NoveltyFigures, judge_abstention, judge_novelty
@@ -247,6 +254,7 @@ def report_input(classifier: ImageClassifier, outcome: Outcome, context: Context
         answered=_answered(outcome.abstention),
         selection=_selection(context.events),
         curve=context.curve,
+        compared=_compared(context.events, classifier),
         epochs=_epochs(context.events),
         counts=context.counts,
         failures=context.failures,
@@ -287,6 +295,23 @@ def _selection(events: Sequence[Mapping[str, Any]]) -> list[SelectionPoint]:
         SelectionPoint(event["strength"], event["accuracy"], option=event.get("option", "C"))
         for event in events
         if event["event"] == "selection"
+    ]
+
+
+def _compared(events: Sequence[Mapping[str, Any]], classifier: ImageClassifier) -> list[Compared]:
+    kept = (classifier.training.get("head", {}).get("name"), classifier.encoder.pooling)
+    return [
+        Compared(
+            event["head"],
+            event["pooling"],
+            event["accuracy"],
+            event["log_loss"],
+            event["behind"],
+            event["standard_error"],
+            (event["head"], event["pooling"]) == kept,
+        )
+        for event in events
+        if event["event"] == "candidate"
     ]
 
 

@@ -17,6 +17,7 @@ from dinoprobe.evaluation import evaluate
 from dinoprobe.learning_curve import Expected, Law, LearningCurve, Point
 from dinoprobe.report import (
     Baseline,
+    Compared,
     EpochPoint,
     Prediction,
     ReportInput,
@@ -422,6 +423,18 @@ def test_doubtful_labels_are_shown_and_capped():
     assert "Labels to look at" not in render_report(
         ReportInput(dataset="pets", encoder={}, evaluation=make_evaluation(("cat", "dog")))
     )
+
+
+def test_what_was_compared_stands_in_a_table_with_the_one_that_was_kept() -> None:
+    rows = (
+        Compared("lda", "cls", 0.8, 0.61234, 0.05, 0.01, False),
+        Compared("ridge", "cls+mean", 0.85, 0.5, 0.0, 0.0, True),
+    )
+    page = render_report(dataclasses.replace(make_input(), compared=rows))
+    assert "<strong>ridge</strong>" in page
+    assert "<strong>lda</strong>" not in page
+    assert "0.612" in page
+    assert "compared-caption" not in render_report(make_input())
 
 
 def curve_of(doubled: Expected | None, refusal: str | None) -> LearningCurve:

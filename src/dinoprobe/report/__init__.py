@@ -7,10 +7,18 @@ bytes for each thumbnail, and a limit on how many there are.
 
 from dinoprobe.report.card import render_card
 from dinoprobe.report.html import render_report
-from dinoprobe.report.input import Baseline, EpochPoint, Prediction, ReportInput, SelectionPoint
+from dinoprobe.report.input import (
+    Baseline,
+    Compared,
+    EpochPoint,
+    Prediction,
+    ReportInput,
+    SelectionPoint,
+)
 
 __all__ = [
     "Baseline",
+    "Compared",
     "EpochPoint",
     "Prediction",
     "ReportInput",

@@ -76,7 +76,11 @@ _SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Labels to look at", "suspects", ("suspects",)),
     ("Calibration", "calibration", ("reliability_chart",)),
     ("Answers", "answers", ("abstention_chart", "trust")),
-    ("Training", "training", ("head_facts", "selection_chart", "loss_chart", "curve_chart")),
+    (
+        "Training",
+        "training",
+        ("head_facts", "compared", "selection_chart", "loss_chart", "curve_chart"),
+    ),
     ("Data", "data", ("count_rows", "failures", "ignored", "notes")),
     ("Protocol", "protocol", ()),
 )
@@ -255,6 +259,7 @@ def _training_parts(summary: ReportInput, figures: Figures) -> dict[str, object]
         "trust": [text for text in (summary.sets, summary.novelty, summary.abstention) if text],
         "head_facts": wording.facts(summary.head, _HEAD),
         "selection_chart": charts.selection_chart(summary.selection, chosen),
+        "compared": summary.compared,
         "curve_chart": charts.curve_chart(summary.curve),
         "loss_chart": charts.loss_chart(summary.epochs),
         "abstention_chart": charts.abstention_chart(figures.kept, summary.answered),

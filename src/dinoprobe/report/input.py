@@ -49,6 +49,21 @@ class SelectionPoint(NamedTuple):
     option: str = "C"
 
 
+class Compared(NamedTuple):
+    """One head on one pooling among those that were compared out of fold.
+
+    `log_loss` is that at its temperature; `behind` the best accuracy, `error` of that.
+    """
+
+    head: str
+    pooling: str
+    accuracy: float
+    log_loss: float
+    behind: float
+    error: float
+    is_kept: bool
+
+
 class EpochPoint(NamedTuple):
     """Mean loss over one epoch of training, and on the validation images if there are any."""
 
@@ -97,6 +112,7 @@ class ReportInput:
     selection: Sequence[SelectionPoint] = ()
     epochs: Sequence[EpochPoint] = ()
     curve: LearningCurve | None = None
+    compared: Sequence[Compared] = ()
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     failures: Sequence[Failure] = ()
     ignored: Mapping[str, int] = field(default_factory=dict)
