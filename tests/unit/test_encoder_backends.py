@@ -457,3 +457,31 @@ def test_each_layer_is_compiled_and_nothing_else(
     depth = sum(config.depths) if hasattr(config, "depths") else config.num_hidden_layers
     assert len(compiled) == depth
     assert encoder.fingerprint == plain.fingerprint
+
+
+# An encoder that goes in another thread than the one that compiled it, and then Ctrl-C.
+DROPPED = """
+import os, signal, sys, threading, time
+import torch
+from dinoprobe.encoder import Encoder
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+kept = [Encoder.from_pretrained(sys.argv[1], backend="openvino", device="cpu")]
+kept[0].encode(torch.zeros((1, 3, *kept[0].preprocessing.size), dtype=torch.uint8))
+thread = threading.Thread(target=kept.clear)
+thread.start()
+thread.join()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(9)
+except KeyboardInterrupt:
+    print("heard")
+"""
+
+
+@needs_openvino
+def test_ctrl_c_is_heard_after_a_graph_went_in_another_thread(tmp_path: Path) -> None:
+    """OpenVINO's stack for signals went with its last core, and the kernel killed the process."""
+    command = [sys.executable, "-c", DROPPED, str(save_vit(tmp_path / "vit"))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr

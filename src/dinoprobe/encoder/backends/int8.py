@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dinoprobe.encoder.backends.choice import Choice
 from dinoprobe.encoder.backends.graphs import key, made_by, stored
-from dinoprobe.encoder.backends.openvino import FILE, load, without_telemetry, write
+from dinoprobe.encoder.backends.openvino import FILE, core, load, without_telemetry, write
 from dinoprobe.errors import MissingExtraError
 from dinoprobe.files import sha256_file, user_cache
 
@@ -50,7 +50,7 @@ def quantize(plan: Plan, images: torch.Tensor, folder: Path) -> None:
         import nncf
     nncf.set_log_level(logging.ERROR)
     source = stored(plan, made_by(Choice("openvino", "float32")), write)
-    graph = openvino.Core().read_model(source / FILE)
+    graph = core().read_model(source / FILE)
     samples = images.contiguous().numpy()
     options: dict[str, Any] = {}
     if plan.model_type != "dinov3_convnext":

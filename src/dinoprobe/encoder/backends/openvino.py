@@ -78,6 +78,23 @@ def converted(plan: Plan) -> Any:
         return openvino.convert_model(module, example_input=images, input=[-1, *images.shape[1:]])
 
 
+def core() -> Any:
+    """OpenVINO's core: one, which lives as long as the process.
+
+    Its CPU plugin gives the thread that compiles first a stack for signals, and takes the memory
+    away where the last core goes, in whatever thread that is. The next Ctrl-C then kills the
+    process in the kernel, before Python hears of it.
+    """
+    with _core_lock:
+        if not _cores:
+            _cores.append(load().Core())
+        return _cores[0]
+
+
+_core_lock = Lock()
+_cores: list[Any] = []
+
+
 @final
 class Graph:
     """A graph of `folder`, compiled for this CPU in `precision`: float32, bfloat16 or int8."""
@@ -110,17 +127,13 @@ class Graph:
         with self._lock:
             if alone not in self._compiled:
                 cores = usable_cores()
-                self._compiled[alone] = (
-                    load()
-                    .Core()
-                    .compile_model(
-                        str(self._path),
-                        "CPU",
-                        {
-                            "INFERENCE_PRECISION_HINT": self._hint,
-                            "NUM_STREAMS": 1 if alone else cores,
-                            "INFERENCE_NUM_THREADS": cores,
-                        },
-                    )
+                self._compiled[alone] = core().compile_model(
+                    str(self._path),
+                    "CPU",
+                    {
+                        "INFERENCE_PRECISION_HINT": self._hint,
+                        "NUM_STREAMS": 1 if alone else cores,
+                        "INFERENCE_NUM_THREADS": cores,
+                    },
                 )
             return self._compiled[alone]
