@@ -75,6 +75,37 @@ def test_logistic_objective_and_probabilities(digits, C):
     np.testing.assert_allclose(sharp.predict_proba(X_test), expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("C", [30, 1e4])
+def test_logistic_objective_where_classes_come_apart(digits, C):
+    """To 1e-6 of an objective of 1e-4 to 1e-7, where most of the curvature is gone."""
+    X, y, _, _ = digits
+    X, y = X[:100], y[:100]
+    scaler = StandardScaler().fit(X)
+    Z, codes = scaler.transform(X), np.unique(y, return_inverse=True)[1]
+    theirs = LogisticRegression(C=C, tol=1e-12, max_iter=100_000).fit(Z, y)
+    ours = LogisticProbe(C=C).fit(X, y)
+    mean, scale = standardization(X)
+    weight = ours.coef_.astype(np.float64) * scale
+    value = objective(Z, codes, C, weight, ours.intercept_ + ours.coef_.astype(np.float64) @ mean)
+    expected = objective(Z, codes, C, theirs.coef_, theirs.intercept_)
+    assert ours.converged_
+    assert value <= expected * (1 + 1e-6)
+
+
+def test_logistic_uses_small_features_beside_a_huge_one(digits):
+    """Without standardising: a variance of 1e-12 of the largest is no noise in float64."""
+    X, y, _, _ = digits
+    X = np.column_stack([X / 10, 1e5 * np.sin(np.arange(len(X)))])
+    codes = np.unique(y, return_inverse=True)[1]
+    ours = LogisticProbe(C=1.0, standardize=False).fit(X, y)
+    plain = LogisticProbe(C=1.0, standardize=False).fit(X[:, :-1], y)
+    values = [
+        objective(X[:, : head.coef_.shape[1]], codes, 1.0, head.coef_, head.intercept_)
+        for head in (ours, plain)
+    ]
+    assert values[0] <= values[1] * (1 + 1e-4)
+
+
 def test_logistic_without_standardising(digits):
     """Probabilities within 1e-3, as above."""
     X, y, X_test, _ = digits

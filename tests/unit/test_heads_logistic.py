@@ -120,6 +120,37 @@ def test_separable_classes_converge_at_weak_regularisation():
     assert (probe.predict(X) == y).all()
 
 
+def test_says_when_rounding_ends_it(monkeypatch):
+    """float32 can not tell what is left of an objective of 1e-6: more iterations would not help."""
+    monkeypatch.setattr("dinoprobe.heads.problem.SMALL_WORK", 0)
+    X, y = noisy(n=40, d=200)
+    with pytest.warns(ConvergenceWarning, match=r"rounding hides any decrease\. Take a smaller C"):
+        probe = LogisticProbe(C=1e5).fit(X, y)
+    assert not probe.converged_
+    assert probe.n_iter_ < probe.max_iter
+
+
+def test_what_rounding_leaves_is_little_within_the_path(monkeypatch):
+    X, y = noisy(n=40, d=200)
+    exact = LogisticProbe(C=31.6).fit(X, y)
+    monkeypatch.setattr("dinoprobe.heads.problem.SMALL_WORK", 0)
+    rounded = LogisticProbe(C=31.6).fit(X, y)
+    assert rounded.converged_
+    np.testing.assert_allclose(rounded.predict_proba(X), exact.predict_proba(X), rtol=0.01)
+
+
+def test_rounding_of_weights_is_not_multiplied_by_the_mean():
+    X, y = noisy()
+    X = np.round(X * 64).astype(np.float64) / 64  # so that the shift is exact
+    codes = np.unique(y, return_inverse=True)[1]
+    logits = []
+    for rows in (X, X + 2.0**16):
+        problem = prepare(rows, codes, 3)
+        weight, intercept = to_feature_space(problem, solve(problem, 1.0, tol=1e-12, max_iter=500))
+        logits.append(rows @ weight.astype(np.float32).T.astype(np.float64) + intercept)
+    np.testing.assert_allclose(logits[1], logits[0], atol=1e-5)
+
+
 def test_standardisation_is_folded_in():
     X, y = noisy()
     factor = 10.0 ** np.arange(-3, 5)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 CONSTANT_RELATIVE_STD = 1e-5
 """Below this share of its mean a deviation is rounding of float32 storage, not signal."""
 RANK_TOLERANCE = 1e-7
-"""Directions with less than this share of the largest variance are rounding noise."""
+"""Directions with less than this share of the largest variance are left out: in standardised
+features they are hardly more than the rounding of float32."""
 BLOCK_ROWS = 2048
 
 
@@ -48,13 +49,16 @@ def standardization(
     return mean, np.where(constant, 1.0, deviation)
 
 
-def principal_axes(Z: Floats) -> tuple[Float64s, Float64s]:
-    """Variances `(r,)` and orthonormal axes `(d, r)`, from the smaller Gram, in float64."""
+def principal_axes(Z: Floats, *, tolerance: float = RANK_TOLERANCE) -> tuple[Float64s, Float64s]:
+    """Variances `(r,)` and orthonormal axes `(d, r)`, from the smaller Gram, in float64.
+
+    `tolerance` is the share of the largest variance up to which a direction is left out.
+    """
     n, d = Z.shape
     wide, Z = n < d, Z.astype(np.float64)
     variances, vectors = eigh(
         (Z @ Z.T if wide else Z.T @ Z) / n, overwrite_a=True, check_finite=False, driver="evd"
     )
-    kept = variances > max(RANK_TOLERANCE * variances[-1], np.finfo(np.float64).tiny)
+    kept = variances > max(tolerance * variances[-1], np.finfo(np.float64).tiny)
     variances, vectors = variances[kept], vectors[:, kept]
     return variances, Z.T @ (vectors / np.sqrt(n * variances)) if wide else vectors

@@ -93,6 +93,16 @@ class LinearBase(ProbeBase):
         self.temperature_ = temperature
 
 
+def for_features(weight: Float64s, offset: Float64s, center: Float64s) -> tuple[Float64s, Float64s]:
+    """Weight `(k, d)` and intercept `(k,)` of `offset + weight @ (x - center)`.
+
+    The weight is rounded to float32 first, so that what rounding does is multiplied by the
+    distance from the center and not from zero.
+    """
+    rounded = weight.astype(np.float32).astype(np.float64)
+    return rounded, offset - rounded @ center
+
+
 def linear_logits(head: Any, X: npt.ArrayLike) -> Float64s:
     """Scores `(n, k)` of a head with `coef_` and `intercept_`."""
     if not hasattr(head, "coef_"):

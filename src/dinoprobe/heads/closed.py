@@ -15,6 +15,7 @@ import numpy as np
 
 from dinoprobe.errors import HeadError
 from dinoprobe.heads.axes import principal_axes
+from dinoprobe.heads.base import for_features
 from dinoprobe.heads.folds import split_folds
 from dinoprobe.heads.selection import in_words as rule_in_words
 from dinoprobe.heads.selection import standard_errors, strongest_within
@@ -77,14 +78,9 @@ class Design:
         return centered(self.X, rows, self.center, self.scale, result)
 
     def to_feature_space(self, weight: Float64s, intercept: Float64s) -> tuple[Float64s, Float64s]:
-        """Weight `(k, d)` and intercept `(k,)` for features as they came, from `(r, k)`.
-
-        The weight is rounded to float32 first, so that what rounding does is multiplied by the
-        distance from the mean and not from zero.
-        """
+        """Weight `(k, d)` and intercept `(k,)` for features as they came, from `(r, k)`."""
         spanned = weight if self.axes is None else self.axes @ weight
-        rounded = (spanned / self.scale[:, None]).T.astype(np.float32).astype(np.float64)
-        return rounded, intercept - rounded @ self.center
+        return for_features((spanned / self.scale[:, None]).T, intercept, self.center)
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,9 +66,9 @@ class LogisticProbe(LinearBase):
     `accuracy`, `log_loss`, `standard_error` (of how far each is behind the best) over the rows of
     the first folds that hold 10,000, for the strengths up to where accuracy and log loss got worse
     twice (None without a selection); `n_iter_`, steps of the final fit;
-    `gap_`, what was left to `tol`; `converged_`, whether that was met within `max_iter` (a
-    ConvergenceWarning says when not); `coef_` and `intercept_` for features as they come, the
-    standardisation folded in.
+    `gap_`, what was left to `tol`; `converged_`, whether that was met within `max_iter`, or all but
+    1e-4 where rounding ends the fit (a ConvergenceWarning says when not); `coef_` and `intercept_`
+    for features as they come, the standardisation folded in.
     """
 
     selects = ("C",)
@@ -232,10 +232,13 @@ class LogisticProbe(LinearBase):
         return path
 
     def _not_converged(self) -> str:
+        is_limited = self.n_iter_ >= self.max_iter
+        how = "Raise max_iter or tol, or take a smaller C" if is_limited else "Take a smaller C"
+        why = "" if is_limited else ", and rounding hides any decrease"
         return (
             f"LogisticProbe stopped after {self.n_iter_} iterations at C = {self.C_:g}, where a "
-            f"share of {self.gap_:.1e} of the objective was left, more than tol = {self.tol:g}. "
-            f"Raise max_iter or tol, or take a smaller C."
+            f"share of {self.gap_:.1e} of the objective was left, more than tol = {self.tol:g}"
+            f"{why}. {how}."
         )
 
 

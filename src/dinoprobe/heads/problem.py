@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     Floats = npt.NDArray[np.floating]
 
+SPANNED = 1e-12
+"""Share of the largest variance from which a direction is kept: what a weak penalty can still use,
+also of features that are not standardised, is far above the rounding of float64."""
 SMALL_WORK = 2**26
 """Rows times axes times classes up to which everything is float64: there it costs little."""
 
@@ -119,7 +122,7 @@ def _axes(
         Z = source.block(0, len(source))
         if weights is not None:
             Z *= np.sqrt(weights * len(weights) / weights.sum())[:, None]
-        variances, axes = principal_axes(Z)
+        variances, axes = principal_axes(Z, tolerance=SPANNED)
         return torch.from_numpy(variances), torch.from_numpy(axes)
     found = torch.linalg.eigh(_gram(source, weights, workers))
     return found.eigenvalues.clamp(min=0), found.eigenvectors
