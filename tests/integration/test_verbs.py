@@ -6,7 +6,9 @@ import csv
 import json
 import re
 import shutil
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,10 @@ from PIL import Image
 from tests.checkpoints import save_vit
 from typer.testing import CliRunner, Result
 
+from dinoprobe.classifier import ImageClassifier
 from dinoprobe.cli.app import app
 from dinoprobe.encoder import Encoder
+from dinoprobe.train.few_shot import ShotFigures
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 220)}
 DESCRIBED = {"schema"} | set(
@@ -94,6 +98,30 @@ def test_train_writes_the_whole_run(run: tuple[Path, dict[str, object]], photos:
     with (path / "split.csv").open() as file:
         parts = {row["key"]: row["split"] for row in csv.DictReader(file)}
     assert {row["key"] for row in rows} == {key for key, part in parts.items() if part == "test"}
+
+
+def test_a_few_shot_table_knows_no_choice_of_the_whole_training_part(
+    photos: Path,
+    vit: Path,
+    run: tuple[Path, dict[str, object]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its features are of the encoder's pooling, whichever one the saved classifier has."""
+    widths = []
+
+    def table(_protocol: object, training: Any, test: Any, **_: object) -> list[ShotFigures]:
+        widths.append((training[0].shape[1], test[0].shape[1]))
+        return [ShotFigures(2, 6, 0.5, 0.0, (0.5, 0.5), ("lda", "lda"))]
+
+    monkeypatch.setattr(import_module("dinoprobe.heads.search"), "chosen", lambda _: 0)
+    monkeypatch.setattr("dinoprobe.train.recipe.few_shot_figures", table)
+    options = ("--protocol", "fewshot-k", "--store", run[0].parent / "store")
+    shown = invoke("train", photos, "-e", vit, "--out", tmp_path / "a", *options)
+    assert "2 images a class: 50.0 % ± 0.0 over 2 draws of 6\n" in shown.stdout
+    classifier = ImageClassifier.load(tmp_path / "a" / "classifier")
+    assert classifier.encoder.pooling == "cls"
+    assert widths == [(2 * classifier.encoder.dimension,) * 2]
 
 
 def test_a_learning_curve_and_the_rule_are_asked_for(

@@ -2,7 +2,8 @@
 
 Each draw takes k images of every class from the training part, fits, and is judged on the whole
 test part; nothing is chosen by that. The deviation over draws says how much the luck of the draw is
-worth, which an interval over test images does not.
+worth, which an interval over test images does not. Features are those of the encoder's pooling: one
+that was chosen on the whole training part would know more than the images of a draw.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class ShotFigures:
     def __str__(self) -> str:
         what = f"{self.shots} image{'s' if self.shots > 1 else ''} a class"
         mean, deviation = 100 * self.mean, 100 * self.deviation
-        return f"{what}: {mean:.1f} % ± {deviation:.1f} over {len(self.accuracies)} draws"
+        draws = f"{len(self.accuracies)} draws of {self.images:,}"
+        return f"{what}: {mean:.1f} % ± {deviation:.1f} over {draws}"
 
 
 def few_shot_figures(

@@ -152,15 +152,16 @@ def train(
         leaks=parts.leaks,
         curve=_curve(config, fitted, parts, say),
     )
-    test = features.select(parts.rows("test")).pooled(pooling)
+    whole = features.select(parts.rows("test"))
+    test = whole.pooled(pooling)
     outcome = judge(classifier, test)
     if trust.calibration is not None:
         calibration = _tested(fitted, trust.calibration, classifier, test)
         context = replace(context, calibration=calibration)
     shots = few_shot_figures(
         plan_of(config),
-        (fitted.training.X, fitted.training.y),
-        (test.X, test.y),
+        (training.X, training.y),
+        (whole.X, whole.y),
         seed=config.seed,
         say=say,
     )
