@@ -79,7 +79,7 @@ def test_copies_of_a_row_do_not_vote_for_it():
 def test_auto_k_by_folds():
     X, y = rows()
     folds = np.where(np.arange(150) < 100, -1, 0)
-    assert KNNProbe("auto").fit(X, y, folds=folds).selection_ == "given folds, 50 rows"
+    assert KNNProbe("auto").fit(X, y, folds=folds).selection_ == "1 given fold, 50 rows"
 
 
 @pytest.mark.parametrize("folds", [[-1] * 150, [0] * 150])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from dinoprobe.heads import frozen_choice, head_from_name
 from dinoprobe.heads.names import HEADS
 from dinoprobe.partition import partition
 from dinoprobe.train.candidates import fit_head
-from dinoprobe.train.fit import chosen, fit
+from dinoprobe.train.fit import chosen, fit, protocol
 from dinoprobe.types import Features
 
+CHOICES = {"lda": "shrinkage", "knn": "k"}
 CHOSEN = {
     "linear": set(),
     "linear-grid": {"lr", "weight_decay", "selection"},
@@ -57,6 +59,31 @@ def test_a_head_that_selects_gets_the_folds_and_keeps_its_choice(name: str) -> N
     np.testing.assert_allclose(
         refitted.predict_proba(features().X), fitted.predict_proba(features().X), atol=1e-9
     )
+
+
+@pytest.mark.parametrize("plan", [{"head": "lda"}, {"protocol": "dinov3-knn"}])
+@pytest.mark.parametrize("has_validation", [True, False])
+def test_the_protocol_says_where_a_choice_was_made(
+    plan: dict[str, str], *, has_validation: bool
+) -> None:
+    name = "knn" if "protocol" in plan else "lda"
+    folds = np.where(np.arange(90) < 60, -1, 0) if has_validation else np.arange(90) % 4
+    head = fit_head(
+        head_from_name(name, **({"k": "auto"} if name == "knn" else {})), features(), folds
+    )
+    parts = SimpleNamespace(splits=("train", "val" if has_validation else "train"), given=True)
+    fitted = SimpleNamespace(name=name, head=head, candidates=[])
+    where = "the validation part" if has_validation else "4 folds of the training part"
+    assert f"{CHOICES[name]} chosen on {where}" in protocol(config(**plan), parts, fitted)  # type: ignore[arg-type]
+
+
+def test_the_protocol_of_one_fold_of_the_training_part() -> None:
+    """As a grid on augmented images has it, which can not be fitted anew for each fold."""
+    head = SimpleNamespace(selects=("lr",), selection_="1 given fold, at the edge of the rates")
+    parts = SimpleNamespace(splits=("train", "test"), given=True)
+    fitted = SimpleNamespace(name="linear-grid", head=head, candidates=[])
+    found = protocol(config(protocol="dinov3-linear"), parts, fitted)  # type: ignore[arg-type]
+    assert "learning rate chosen on 1 fold of the training part, at the edge" in found
 
 
 @pytest.mark.parametrize(("name", "option"), [("ridge", "alpha"), ("lda", "shrinkage")])

@@ -89,7 +89,8 @@ class KNNProbe(ProbeBase):
         elif rows.folds is None:
             self._choose_k(group_codes(rows.groups, len(rows.codes)), "leaving one out")
         else:
-            self._choose_k(rows.folds, "given folds")
+            count = len(np.unique(rows.folds[rows.folds >= 0]))
+            self._choose_k(rows.folds, f"{count} given fold{'s' if count > 1 else ''}")
         return self
 
     def _places(self) -> int:

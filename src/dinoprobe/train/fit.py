@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -181,7 +182,7 @@ def _how(selection: str, what: str) -> str:
         return f"{what} as given"
     if selection.startswith("default"):
         return f"{what} by {selection}"
-    return f"{what} chosen on {selection.replace('given folds', 'folds of the training part')}"
+    return f"{what} chosen on {selection}"
 
 
 def protocol(config: TrainConfig, parts: Partition, fitted: Fit) -> str:
@@ -189,14 +190,15 @@ def protocol(config: TrainConfig, parts: Partition, fitted: Fit) -> str:
     head, plan = fitted.head, plan_of(config)
     selection = str(getattr(head, "selection_", ""))
     names = {"C": "strength", "alpha": "strength", "lr": "learning rate"}
+    if "val" in parts.splits:
+        selection = selection.replace("1 given fold", "the validation part")
+    selection = re.sub(r"given (folds?)", r"\1 of the training part", selection)
     how = _how(selection, " ".join(names.get(name, name) for name in head.selects[:1]))
     if plan.on_the_fly:
         trained = f"trained on images augmented by {augmentation(config)}"
         how = f"{trained}, {how}" if selection else trained
     if config.prior is not None:
         how += f"; probabilities for {prior_in_words(config.prior)}"
-    if "val" in parts.splits:
-        how = how.replace("1 given fold", "the validation part")
     split = "given split" if parts.given else f"split made by seed {config.seed}"
     what = f"{fitted.name} head"
     if fitted.candidates:
