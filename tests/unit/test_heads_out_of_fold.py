@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dinoprobe.errors import HeadError
-from dinoprobe.heads import KNNProbe, LogisticProbe, out_of_fold
+from dinoprobe.heads import KNNProbe, LDAProbe, LogisticProbe, RidgeProbe, out_of_fold
 
 
 def noisy(n=60, k=3, seed=0):
@@ -52,3 +52,19 @@ def test_folds_of_another_length_are_refused():
     X, y = noisy()
     with pytest.raises(HeadError, match="expected 60 integers"):
         out_of_fold(LogisticProbe(C=0.1), X, y, np.zeros(59, dtype=int))
+
+
+@pytest.mark.parametrize("kind", [LDAProbe, RidgeProbe, LogisticProbe, KNNProbe])
+def test_weights_of_a_class_that_a_fold_takes_away(kind):
+    """All rows of class 2 belong to one fold, as those of one group do: the others are judged."""
+    X, y = noisy()
+    kept = np.flatnonzero((y != "class 2") | (np.arange(60) < 12))
+    X, y = X[kept], y[kept]
+    folds = np.where(y == "class 2", 0, np.arange(len(y)) % 3)
+    judged = out_of_fold(kind(class_weight={"class 2": 3.0, "class 0": 2.0}), X, y, folds)
+    assert sorted(judged.rows.tolist()) == np.flatnonzero(y != "class 2").tolist()
+    assert judged.class_weights.tolist() == [2, 1, 3]
+    alone = kind(class_weight={"class 0": 2.0}).fit(X[folds != 0], y[folds != 0])
+    mine = np.flatnonzero(folds[judged.rows] == 0)
+    expected = alone.predict_proba(X[judged.rows[mine]])
+    np.testing.assert_allclose(judged.probabilities[mine][:, :2], np.maximum(expected, 1e-300))

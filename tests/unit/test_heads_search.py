@@ -107,3 +107,26 @@ def test_without_folds_there_is_nothing_to_compare() -> None:
             np.full(6, -1),
             fit=lambda head, view: head.fit(view, y),
         )
+
+
+def test_rows_count_by_the_class_weights_of_the_heads() -> None:
+    """A head that never says the rare class is the most accurate on rows as they come."""
+    rng = np.random.default_rng(0)
+    rare = np.arange(300) % 10 == 0
+    X = (rng.normal(size=(300, 4)) + 1.2 * rare[:, None] * [1, 0, 0, 0]).astype(np.float32)
+    y = np.where(rare, "rare", "usual").astype(object)
+    folds = np.arange(300) // 10 % 5
+    candidates = [
+        Candidate("plain", LDAProbe(), "x"),
+        Candidate("weighted", LDAProbe(class_weight="balanced"), "x"),
+    ]
+    best, found = search(
+        candidates, {"x": X}, y, folds, fit=lambda head, view: head.fit(view, y, folds=folds)
+    )
+    right = [j.out_of_fold.probabilities.argmax(axis=1) == j.out_of_fold.codes for j in found]
+    assert right[0].mean() > right[1].mean()
+    assert best.candidate.name == "weighted"
+    for judged_one, correct in zip(found, right, strict=True):
+        recalls = [correct[judged_one.out_of_fold.codes == code].mean() for code in (0, 1)]
+        assert judged_one.accuracy == pytest.approx(np.mean(recalls))
+    assert found[0].error > 0.02  # 30 rows of the rare class, not 300, tell them apart

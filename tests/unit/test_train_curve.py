@@ -138,6 +138,18 @@ def test_the_last_point_is_what_cross_validation_says() -> None:
     assert found.points[-1].accuracy == pytest.approx(right / 240)
 
 
+def test_weights_of_a_class_that_a_draw_lacks() -> None:
+    """Its images are one group, so that small draws and one fold are without it."""
+    labels = ["a", "b"] * 60 + ["c"] * 8
+    groups = [f"g{row}" for row in range(120)] + ["all"] * 8
+    rng = np.random.default_rng(0)
+    data = test_partition.features(labels, groups=groups)
+    data = replace(data, X=rng.normal(size=(128, 6)).astype(np.float32))
+    head = head_from_name("lda", class_weight={"c": 3.0})
+    assert learning_curve(head, data).points[-1].n > 90
+    assert head.get_params()["class_weight"] == {"c": 3.0}
+
+
 def test_too_few_images_are_refused() -> None:
     with pytest.raises(DatasetError, match="needs at least 6 a class"):
         learning_curve(head_from_name("lda"), features(9))

@@ -26,7 +26,7 @@ from dinoprobe.heads.names import HEADS, check_options, head_from_name
 from dinoprobe.heads.neighbors import KNNProbe
 from dinoprobe.heads.novelty import METHODS as NOVELTY_METHODS
 from dinoprobe.heads.novelty import Novelty, check_novelty, fit_novelty, left_out_scores
-from dinoprobe.heads.out_of_fold import OutOfFold, frozen_choice, out_of_fold
+from dinoprobe.heads.out_of_fold import OutOfFold, copy_for, frozen_choice, out_of_fold
 from dinoprobe.heads.prior import (
     apply_prior,
     class_prior,
@@ -81,6 +81,7 @@ __all__ = [
     "check_sets",
     "class_prior",
     "confidence",
+    "copy_for",
     "estimate_prior",
     "fit_abstention",
     "fit_novelty",

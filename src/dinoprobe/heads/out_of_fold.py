@@ -7,6 +7,7 @@ all read from the same predictions, so they cost these fits once.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -73,9 +74,20 @@ class OutOfFold:
         return under_prior(probabilities, weights, np.ones(len(weights)))
 
 
-def frozen_choice(head: ProbeBase) -> ProbeBase:
-    """An unfitted copy whose selected hyper-parameters are fixed."""
+def copy_for(head: ProbeBase, labels: npt.NDArray[Any]) -> ProbeBase:
+    """An unfitted copy for rows with these labels, without the weights of classes they lack."""
     copy: ProbeBase = clone(head)
+    weights = getattr(copy, "class_weight", None)
+    if isinstance(weights, Mapping):
+        present = set(labels.tolist())
+        kept = {label: weight for label, weight in weights.items() if label in present}
+        copy.set_params(class_weight=kept)
+    return copy
+
+
+def frozen_choice(head: ProbeBase, like: ProbeBase | None = None) -> ProbeBase:
+    """An unfitted copy, of `head` or `like`, with the hyper-parameters that `head` selected."""
+    copy: ProbeBase = clone(head if like is None else like)
     copy.set_params(**{name: getattr(head, f"{name}_") for name in head.selects})
     return copy
 
@@ -96,7 +108,7 @@ def out_of_fold(
     for train, validation in parts:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said of the head itself where it matters
-            fitted: ProbeBase = clone(head).fit(X[train], y[train])
+            fitted: ProbeBase = copy_for(head, y[train]).fit(X[train], y[train])
         columns = np.searchsorted(classes, fitted.classes_)
         found = np.maximum(fitted.predict_proba(X[validation]), SMALLEST)
         probabilities[start : start + len(validation), columns] = found

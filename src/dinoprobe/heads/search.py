@@ -10,7 +10,7 @@ accuracy alone 2.1 points between heads on 250 images of clothes, where 0.8 poin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,13 +20,14 @@ from dinoprobe.heads.calibration import at_temperature, fit_temperature
 from dinoprobe.heads.closed import few_folds
 from dinoprobe.heads.out_of_fold import OutOfFold, frozen_choice, out_of_fold
 from dinoprobe.heads.selection import best_of, standard_errors
+from dinoprobe.heads.weights import class_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     import numpy.typing as npt
 
-    from dinoprobe.heads.base import ProbeBase
+    from dinoprobe.heads.base import Float64s, ProbeBase
 
 SMALLEST = 1e-15
 
@@ -80,15 +81,18 @@ def search(
     """The chosen candidate, and all of them in their order.
 
     `views` are features `(n, d)` by pooling, `fit` fits a head on some of them, its own choice on
-    the same folds; the first folds that hold 10,000 rows judge. Raises HeadError where no fold can
-    judge: give a head then.
+    the same folds; the first folds that hold 10,000 rows judge. Where heads have class weights,
+    rows count by them in the comparison as in each fit. Raises HeadError where no fold can judge:
+    give a head then.
     """
     judging = few_folds(np.asarray(folds))
+    weights = _class_weights(candidates, y)
     found = []
     for candidate in candidates:
         X = views[candidate.pooling]
         fitted = fit(candidate.head, X)
-        judged = _judged(candidate, fitted, out_of_fold(frozen_choice(fitted), X, y, judging))
+        predictions = out_of_fold(frozen_choice(fitted), X, y, judging)
+        judged = _judged(candidate, fitted, replace(predictions, class_weights=weights))
         found.append(judged)
         done(judged)
     compared = _compared(found)
@@ -101,6 +105,14 @@ def chosen(found: Sequence[Judged]) -> int:
     return min(tied, key=lambda row: (found[row].log_loss, -found[row].accuracy, row))
 
 
+def _class_weights(candidates: Sequence[Candidate], y: npt.NDArray[Any]) -> Float64s | None:
+    """Those of the first head that has any, for all of them; None where rows count once."""
+    options = (getattr(candidate.head, "class_weight", None) for candidate in candidates)
+    option = next((option for option in options if option is not None), None)
+    classes, codes = np.unique(y, return_inverse=True)
+    return class_weights(codes, len(classes), option, classes=classes)
+
+
 def _judged(candidate: Candidate, head: ProbeBase, predictions: OutOfFold) -> Judged:
     if not len(predictions):
         raise HeadError(
@@ -110,8 +122,10 @@ def _judged(candidate: Candidate, head: ProbeBase, predictions: OutOfFold) -> Ju
     right = predictions.probabilities.argmax(axis=1) == predictions.codes
     tempered = at_temperature(predictions.probabilities, fit_temperature(predictions))
     own = tempered[np.arange(len(tempered)), predictions.codes]
-    loss = float(-np.log(np.maximum(own, SMALLEST)).mean())
-    return Judged(candidate, head, predictions, float(right.mean()), loss)
+    losses = -np.log(np.maximum(own, SMALLEST))
+    accuracy = float(np.average(right, weights=predictions.weights))
+    loss = float(np.average(losses, weights=predictions.weights))
+    return Judged(candidate, head, predictions, accuracy, loss)
 
 
 def _compared(found: Sequence[Judged]) -> list[Judged]:
@@ -122,7 +136,9 @@ def _compared(found: Sequence[Judged]) -> list[Judged]:
     accuracy = np.array([judged.accuracy for judged in found])
     losses = np.array([judged.log_loss for judged in found])
     best = best_of(accuracy, losses)
-    errors = standard_errors(accuracy, best, correct.shape[1], correct)
+    weights = found[0].out_of_fold.weights
+    row_count = correct.shape[1] if weights is None else float(weights.sum())
+    errors = standard_errors(accuracy, best, row_count, correct, weights)
     return [
         Judged(
             judged.candidate,

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.base import clone
 
 from dinoprobe.errors import DatasetError
-from dinoprobe.heads import frozen_choice
+from dinoprobe.heads import copy_for, frozen_choice
 from dinoprobe.learning_curve import summarise
 from dinoprobe.partition import dealt_folds, units
 from dinoprobe.train.candidates import fit_head
@@ -122,9 +121,11 @@ class _Subsets:
         if len(set(part.y)) < 2:
             return head, np.full(len(validation), part.y[0], dtype=object)
         near = None if self.near is None else [self.near[row] for row in rows]
-        fitted = fit_head(clone(head), part, dealt_folds(part, seed=self.seed, near=near))
+        fitted = fit_head(
+            copy_for(head, part.y), part, dealt_folds(part, seed=self.seed, near=near)
+        )
         labels = fitted.predict(self.training.X[validation])
-        return frozen_choice(fitted), np.asarray(labels, dtype=object)
+        return frozen_choice(fitted, like=head), np.asarray(labels, dtype=object)
 
 
 def series(least: int, most: int) -> list[int]:
