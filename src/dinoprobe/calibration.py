@@ -31,7 +31,8 @@ class Calibration:
     Those before and after are over `n` out-of-fold predictions, on which the scaling itself was
     fitted, and of which `changed` have another answer now; those of the test part are None until
     `tested`. Of a head with class weights, they are errors of its probabilities brought back to
-    rows as they come.
+    rows as they come. `own_temperature` is what a head had divided its scores by before, chosen on
+    folds by itself (LDA, ridge, prototypes): errors "before" are after that; 1 for other heads.
     """
 
     scaling: Scaling
@@ -43,6 +44,7 @@ class Calibration:
     log_loss_after: float
     test_error_before: float | None = None
     test_error_after: float | None = None
+    own_temperature: float = 1.0
 
     @property
     def temperature(self) -> float:
@@ -57,7 +59,7 @@ class Calibration:
     def __str__(self) -> str:
         before, after = _percent(self.error_before), _percent(self.error_after)
         sentence = (
-            f"Calibrated by {self._how()}: calibration error {before} before "
+            f"Calibrated by {self._how()}{self._after()}: calibration error {before} before "
             f"and {after} after on {self.n:,} out-of-fold predictions"
         )
         if self.test_error_before is None or self.test_error_after is None:
@@ -73,6 +75,11 @@ class Calibration:
             f"{self.changed:,} answers changed)"
         )
 
+    def _after(self) -> str:
+        if self.own_temperature == 1:
+            return ""
+        return f", after the head's own of {self.own_temperature:.3g} by folds"
+
 
 def calibrate(head: ProbeBase, judged: OutOfFold, method: str = "temperature") -> Calibration:
     """Fit a scaling on out-of-fold predictions of `head`, and fold it into the head.
@@ -80,6 +87,7 @@ def calibrate(head: ProbeBase, judged: OutOfFold, method: str = "temperature") -
     Raises HeadError without predictions, and for a head without logits.
     """
     judged = judged.spread(max(1, JUDGED_VALUES // len(judged.classes)))
+    own = getattr(head, "temperature_", 1.0)
     scaling = fit_scaling(judged, method)
     scaling.fold_into(head)
     classes = [str(name) for name in judged.classes]
@@ -95,6 +103,7 @@ def calibrate(head: ProbeBase, judged: OutOfFold, method: str = "temperature") -
         error_after=after.expected_calibration_error,
         log_loss_before=before.log_loss,
         log_loss_after=after.log_loss,
+        own_temperature=own,
     )
 
 

@@ -19,6 +19,7 @@ from dinoprobe.heads import (
     fit_scaling,
     fit_temperature,
     from_state,
+    frozen_choice,
     out_of_fold,
     to_state,
 )
@@ -182,6 +183,20 @@ def test_the_sentence():
     assert str(found) == f"{start}."
     found = Calibration(Scaling(0.5361), 1200, 0, 0.141, 0.0147, 0.3, 0.2, 0.114, 0.0)
     assert str(found) == f"{start}, 11.4 % and 0.0 % on the test part."
+
+
+def test_a_head_that_had_a_temperature_of_its_own_says_so():
+    X, y = noisy(300)
+    folds = np.arange(300) // 60
+    head = LDAProbe(cv=5).fit(X, y, folds=folds)
+    own = head.temperature_
+    found = calibrate(head, out_of_fold(frozen_choice(head), X, y, folds))
+    assert own != 1
+    assert found.own_temperature == own
+    assert head.temperature_ == pytest.approx(own * found.temperature)
+    assert f"by temperature {found.temperature:.3g}, after the head's own of {own:.3g} by" in str(
+        found
+    )
 
 
 def test_figures_of_sets_by_hand():

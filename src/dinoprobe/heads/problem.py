@@ -63,7 +63,7 @@ def prepare(
     """The problem of these rows of X (all without `rows`), with the codes and weights of them.
 
     Without `standardize` features are centred alone, which a free intercept makes up for.
-    Wants `class_count` * 4 bytes a row beside the rows kept: 2 bytes a value in bfloat16, 4 in
+    Wants `class_count` * 8 bytes a row beside the rows kept: 2 bytes a value in bfloat16, 4 in
     float32, 8 in small problems.
     """
     rows = np.arange(len(X)) if rows is None else rows
