@@ -107,7 +107,7 @@ def train(
         typer.Option(
             rich_help_panel=_HEAD,
             help="Probabilities: temperature, vector (a factor and a bias for each class) or none; "
-            "auto: temperature for logistic.",
+            "auto: temperature for protocols auto and fewshot-k, and for logistic.",
         ),
     ] = "auto",
     sets: Annotated[

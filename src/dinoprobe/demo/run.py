@@ -191,7 +191,7 @@ def _write_broken(folder: Path) -> None:
 
 
 def _baseline(train_part: Part, test_part: Part) -> Baseline:
-    """The same head, chosen the same way, on raw pixels of 16 x 16."""
+    """A logistic head, its strength chosen the same way, on raw pixels of 16 x 16."""
     from dinoprobe.evaluation import wilson
     from dinoprobe.heads import LogisticProbe
 
@@ -199,7 +199,7 @@ def _baseline(train_part: Part, test_part: Part) -> Baseline:
     head.fit(_pixels(train_part.scenes), np.array(train_part.labels, dtype=object))
     right = int(np.sum(head.predict(_pixels(test_part.scenes)) == np.array(test_part.labels)))
     n = len(test_part.labels)
-    return Baseline("the same head on raw pixels", right / n, wilson(right, n))
+    return Baseline("a logistic head on raw pixels", right / n, wilson(right, n))
 
 
 def _pixels(scenes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Logistic regression that picks its own strength: the default head.
+"""Logistic regression that picks its own strength.
 
 Validation folds judge every strength of a path, all rows are fitted again with the best one. A path
 ends where two strengths in a row were worse than the best before, in accuracy and in log loss:
