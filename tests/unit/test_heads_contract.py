@@ -89,6 +89,21 @@ def test_row_does_not_depend_on_its_neighbours(head):
             assert np.array_equal(alone, whole[rows])
 
 
+@pytest.mark.parametrize("layout", ["read-only", "fortran", "mapped"])
+def test_where_features_lie_does_not_matter(head, layout, tmp_path):
+    X, y = blobs()
+    expected = head_copy(head).fit(X, y).predict_proba(X)
+    if layout == "mapped":
+        np.save(tmp_path / "X.npy", X)
+        given = np.load(tmp_path / "X.npy", mmap_mode="r")
+    else:
+        given = np.array(X, order="F" if layout == "fortran" else "C")
+        given.setflags(write=layout != "read-only")
+    found = head.fit(given, y).predict_proba(given)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_array_equal(given, X)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_refuses_values_that_are_not_finite(head, value):
     X, y = blobs()

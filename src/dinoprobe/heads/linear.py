@@ -243,11 +243,11 @@ class LinearTraining:
         return self.probe
 
     def standardized(self, X: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """The rows as the layer sees them, float32."""
+        """The rows as the layer sees them, float32; a copy of those that are read-only."""
         mean, scale = self._moments
         if mean.any() or (scale != 1).any():
             X = (X - mean) / scale
-        return np.ascontiguousarray(X, dtype=np.float32)
+        return np.require(X, np.float32, ["C", "W"])
 
     def shuffled_batches(self, row_count: int) -> tuple[torch.Tensor, ...]:
         """Row numbers of an epoch's batches, in a new order."""
