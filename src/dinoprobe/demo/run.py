@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 SCHEMA = "dinoprobe.demo/1"
 _PICTURES_VERSION = 2
-_HEAD = "logistic"
 _SEED = 0
 _BASELINE_SIDE_PX = 16
 _WRONG_LABELS = 6
@@ -106,7 +105,6 @@ def _config(folder: Path) -> TrainConfig:
     return TrainConfig(
         data=DataSettings(source=str(folder / "digits")),
         encoder=EncoderSettings(name="builtin", device="cpu"),
-        head=_HEAD,
         seed=_SEED,
         store=str(folder / "store"),
         out=str(run),
