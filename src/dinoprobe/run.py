@@ -11,6 +11,7 @@ learning_curve.csv  accuracy at smaller sizes of the training part, where it was
 failures.csv      images that could not be used, with the reason
 metrics.jsonl     what was measured while fitting, a line per event
 report.html       all of it on one page
+exports/          what `dinoprobe export` wrote, each with its gate.json
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dinoprobe.datasets import HUB_PREFIX
-from dinoprobe.errors import ConfigurationError
-from dinoprobe.files import WriteError, to_json, umask, write_atomic
+from dinoprobe.datasets import HUB_PREFIX, DataSettings, read_split
+from dinoprobe.errors import ConfigurationError, FormatError
+from dinoprobe.files import WriteError, read_json, to_json, umask, write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from dinoprobe.audit import Suspect
+    from dinoprobe.datasets import SplitRow
     from dinoprobe.duplicates import Leak
     from dinoprobe.learning_curve import LearningCurve
 
@@ -87,6 +89,23 @@ def new_evaluation(run: Path, dataset_uri: str) -> Iterator[Staged]:
 
 
 @contextmanager
+def new_export(out: str | None, run: Path, classifier: Path, target: str) -> Iterator[Staged]:
+    """As `new_run`, at `exports/<target>-001` in the run directory, or here for a classifier that
+    has left its run.
+    """
+    check_out(out)
+    if out is not None:
+        with new_run(out, target) as staged:
+            yield staged
+        return
+    alone = run == classifier
+    parent = Path("exports") if alone else run / "exports"
+    name = f"{dataset_name(str(classifier))}-{target}" if alone else target
+    with _staged(parent, name, numbered=True) as staged:
+        yield staged
+
+
+@contextmanager
 def _staged(parent: Path, name: str, *, numbered: bool) -> Iterator[Staged]:
     """Stages beside the place, or inside it where it is an empty directory (a mount, perhaps)."""
     path = parent / name
@@ -135,6 +154,28 @@ def _free(parent: Path, name: str) -> Path:
             continue
         return path
     raise ConfigurationError(f"{parent}: no free number for '{name}'. Give --out.")
+
+
+def run_of(classifier: Path) -> Path:
+    """The run directory of a classifier, or the classifier's own where it has left its run."""
+    run = classifier.parent
+    return run if classifier.name == "classifier" and (run / "split.csv").exists() else classifier
+
+
+def known_rows(run: Path) -> dict[str, SplitRow]:
+    """The run's split by key, empty for a classifier that was moved away from its run."""
+    path = run / "split.csv"
+    return {row.key: row for row in read_split(path)} if path.exists() else {}
+
+
+def own_data(run: Path) -> DataSettings:
+    """The images that the run used. Raises FormatError where it does not say."""
+    path = run / "config.json"
+    try:
+        return DataSettings(**read_json(path)["data"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        msg = f"{path}: does not say which images the run used ({error}). Give images to evaluate."
+        raise FormatError(msg) from error
 
 
 def absolute(place: str) -> str:

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dinoprobe.classifier import ImageClassifier, classifier_folder
-from dinoprobe.datasets import DataSettings, SplitRow, check_classes, read_split
+from dinoprobe.datasets import check_classes
 from dinoprobe.encoder import EncoderPlace
 from dinoprobe.engine import embed
-from dinoprobe.errors import DatasetError, FormatError, MismatchError
-from dinoprobe.files import read_json
+from dinoprobe.errors import DatasetError, MismatchError
 from dinoprobe.outcome import (
     PRIOR_NOTE,
     Context,
@@ -22,7 +21,7 @@ from dinoprobe.outcome import (
     outcome_summary,
     write_outcome,
 )
-from dinoprobe.run import check_out, new_evaluation, new_run
+from dinoprobe.run import check_out, known_rows, new_evaluation, new_run, own_data, run_of
 from dinoprobe.store import FeatureStore
 from dinoprobe.types import NoProgress
 
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from dinoprobe.datasets import DataSettings, SplitRow
     from dinoprobe.encoder.hub import Transfer
     from dinoprobe.run import Staged
     from dinoprobe.types import Dataset, Features, Progress
@@ -67,9 +67,9 @@ def score(
     start = time.perf_counter()
     check_out(out)
     folder = classifier_folder(run).resolve()
-    home = _home(folder)
-    known = _known(home)
-    dataset = (data or _own_data(home)).open()
+    home = run_of(folder)
+    known = known_rows(home)
+    dataset = (data or own_data(home)).open()
     classifier = ImageClassifier.load_at(folder, place, say=say, transfer=transfer)
     embedding = embed(
         dataset, classifier.encoder, store=FeatureStore(store), progress=progress or NoProgress()
@@ -104,27 +104,6 @@ def _place(
     if out is not None or home == folder:
         return new_run(out, dataset.uri)
     return new_evaluation(home, dataset.uri)
-
-
-def _home(folder: Path) -> Path:
-    """The run directory of a classifier, or the classifier's own where it has left its run."""
-    run = folder.parent
-    return run if folder.name == "classifier" and (run / "split.csv").exists() else folder
-
-
-def _known(home: Path) -> dict[str, SplitRow]:
-    """The run's split, empty for a classifier that was moved away from its run."""
-    path = home / "split.csv"
-    return {row.key: row for row in read_split(path)} if path.exists() else {}
-
-
-def _own_data(home: Path) -> DataSettings:
-    path = home / "config.json"
-    try:
-        return DataSettings(**read_json(path)["data"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        msg = f"{path}: does not say which images the run used ({error}). Give images to evaluate."
-        raise FormatError(msg) from error
 
 
 def _which(dataset: Dataset, *, own: bool) -> str:

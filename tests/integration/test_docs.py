@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -42,13 +43,13 @@ def commands() -> list[str]:
     return [
         line
         for line in lines
-        if re.match(r"dinoprobe (train|evaluate|predict|embed) \w*[/.]", line)
+        if re.match(r"dinoprobe (train|evaluate|predict|export|embed) \w*[/.]", line)
     ]
 
 
 def test_there_are_commands_to_check() -> None:
     verbs = [line.split()[1] for line in commands()]
-    assert verbs == ["train", "evaluate", "predict", "embed"]
+    assert verbs == ["train", "evaluate", "predict", "export", "embed"]
 
 
 def test_the_commands_work_in_their_order(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +62,28 @@ def test_the_commands_work_in_their_order(place: Path, monkeypatch: pytest.Monke
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, (line, result.output)
     assert (place / "runs" / "photos-001" / "report.html").exists()
+    assert (place / "runs" / "photos-001" / "exports" / "onnx-001" / "gate.json").exists()
     assert (place / "features.parquet").exists()
+
+
+def test_an_export_is_used_as_the_document_says(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)
+    document = (ROOT / "docs" / "exports.md").read_text(encoding="utf-8")
+    run = str(tmp_path / "run")
+    arguments = ["train", "photos", "--encoder", "builtin", "--out", run]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    arguments = ["export", run, "--to", "onnx", "--out", str(tmp_path / "e")]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    (code,) = re.findall(r"```python\n(.*?)```", document, flags=re.DOTALL)
+    capsys.readouterr()
+    exec(code.replace("model.onnx", str(tmp_path / "e" / "model.onnx")), {})
+    found = capsys.readouterr().out.split()
+    predicted = CliRunner().invoke(app, ["predict", run, "cat.jpg", "--json", "--quiet"])
+    (row,) = json.loads(predicted.stdout)["rows"]
+    assert found[0] == row["label"]
+    assert float(found[1]) == pytest.approx(row["probability"], abs=0.02)
 
 
 def test_the_python_lines_work(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

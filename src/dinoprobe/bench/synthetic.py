@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import numpy.typing as npt
@@ -37,6 +38,13 @@ def write_photos(folder: Path, count: int, *, large_share: float = 0.0, seed: in
         path.write_bytes(photo(rng, sizes[index]))
         paths.append(str(path))
     return paths
+
+
+def photos(seed: int) -> Iterator[bytes]:
+    """Endless JPEGs of about the mean size, from a seed."""
+    rng = np.random.default_rng(seed)
+    while True:
+        yield photo(rng, _varied(rng))
 
 
 def _varied(rng: np.random.Generator) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from dinoprobe.cli.demo import demo
 from dinoprobe.cli.doctor import doctor
 from dinoprobe.cli.embed import embed
 from dinoprobe.cli.evaluate import evaluate
+from dinoprobe.cli.export import export
 from dinoprobe.cli.models import models
 from dinoprobe.cli.predict import predict
 from dinoprobe.cli.pull import pull
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for verb in (demo, train, evaluate, compare, predict, embed, models, pull, doctor):
+for verb in (demo, train, evaluate, compare, predict, export, embed, models, pull, doctor):
     app.command()(verb)
 app.add_typer(bench, name="bench")
 

@@ -18,7 +18,7 @@ from dinoprobe.encoder.opening import Asked, own_precision, placed
 from dinoprobe.encoder.pooling import choose_pooling
 from dinoprobe.encoder.reference import EncoderReference, locate
 from dinoprobe.encoder.rope import ROPES, set_rope
-from dinoprobe.errors import ConfigurationError
+from dinoprobe.errors import ConfigurationError, EncoderError
 from dinoprobe.pooling import columns_of, parts_of, pooled_fingerprint, sub_poolings
 from dinoprobe.preprocess.contract import check_patches
 
@@ -335,6 +335,22 @@ class Encoder:
         if computed == self.pooling:
             return rows
         return rows[:, columns_of(computed, self.pooling, rows.shape[1])].contiguous()
+
+    def portable(self) -> torch.nn.Module:
+        """A module in float32 from images as `encode` takes them to features, to trace and export.
+
+        Raises EncoderError for a model that is spread over devices, or held in half precision.
+        """
+        from dinoprobe.encoder.portable import portable
+
+        held = str(next(self.model.parameters()).dtype).removeprefix("torch.")
+        if self.is_spread or self.device.type != "cpu" or held != "float32":
+            msg = (
+                f"the encoder holds {held} on {self.device}, and an export is made from float32 "
+                "in one place. Load the classifier with device='cpu', without --device-map."
+            )
+            raise EncoderError(msg)
+        return portable(self._forward.with_pooling(self.pooling), self.preprocessing)
 
     def int8_folder(self, purpose: str) -> Path:
         """Where this encoder's int8 graph for this purpose is kept. Raises MissingExtraError."""

@@ -17,6 +17,7 @@ from dinoprobe.errors import ConfigurationError, ImageError
 from dinoprobe.preprocess.augment import Augmentation, augmented, augmented_shrink
 from dinoprobe.preprocess.contract import Preprocessing
 from dinoprobe.preprocess.decode import MAX_PIXELS, Decoded, decode, has_more_frames
+from dinoprobe.preprocess.plain import prepare_plain
 from dinoprobe.preprocess.resize import fit, shrink_factor
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ __all__ = [
     "decode",
     "has_more_frames",
     "prepare",
+    "prepare_plain",
     "thumbnail",
     "to_pixel_values",
 ]

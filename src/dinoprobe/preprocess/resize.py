@@ -31,7 +31,7 @@ def fit(pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> torch.Te
     if preprocessing.resize == "pad":
         size = resized(pixels.shape[0], pixels.shape[1], preprocessing)
         return _pad(resample(pixels, size, preprocessing), preprocessing)
-    pixels = _bounded(pixels, preprocessing)
+    pixels = bounded(pixels, preprocessing)
     size = resized(pixels.shape[0], pixels.shape[1], preprocessing)
     return _centre(resample(pixels, size, preprocessing), preprocessing.size)
 
@@ -81,7 +81,7 @@ def resample(
     """`(3, *size)`: what torchvision's resize computes, which calls the same function."""
     import torch
 
-    _check_enlarged(pixels.shape[:2], size)
+    check_enlarged(pixels.shape[:2], size)
     image = torch.from_numpy(pixels).permute(2, 0, 1)
     mode = preprocessing.interpolation
     if preprocessing.arithmetic == "uint8":
@@ -112,7 +112,7 @@ def _interpolate(image: torch.Tensor, size: tuple[int, int], mode: str) -> torch
     )
 
 
-def _check_enlarged(size: tuple[int, ...], new_size: tuple[int, int]) -> None:
+def check_enlarged(size: tuple[int, ...], new_size: tuple[int, int]) -> None:
     """One side is done after the other: enlarging one while the other is long costs memory."""
     (height, width), (new_height, new_width) = size, new_size
     between = max(
@@ -127,7 +127,7 @@ def _check_enlarged(size: tuple[int, ...], new_size: tuple[int, int]) -> None:
         )
 
 
-def _bounded(pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+def bounded(pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
     """The middle of an image so long that nearly all of what is resized would be cropped away."""
     limit = MAX_COVER * max(*preprocessing.size, preprocessing.shortest_edge or 0)
     height, width = pixels.shape[:2]
@@ -148,11 +148,19 @@ def _centre(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def _pad(image: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
     import torch
 
-    colour = torch.tensor(preprocessing.mean, dtype=torch.float32)
-    if image.dtype == torch.uint8:
-        colour = (colour / preprocessing.rescale).round().clamp(0, 255).to(torch.uint8)
+    colour = torch.tensor(mean_colour(preprocessing), dtype=image.dtype)
     padded = colour[:, None, None].repeat(1, *preprocessing.size)
     top = (preprocessing.size[0] - image.shape[1]) // 2
     left = (preprocessing.size[1] - image.shape[2]) // 2
     padded[:, top : top + image.shape[1], left : left + image.shape[2]] = image
     return padded
+
+
+def mean_colour(preprocessing: Preprocessing) -> tuple[float, ...]:
+    """Red, green and blue of "pad": grey levels from 0 to 255, or the mean in the exact mode."""
+    if preprocessing.arithmetic == "exact":
+        return preprocessing.mean
+    import numpy as np
+
+    levels = np.array(preprocessing.mean, np.float32) / np.float32(preprocessing.rescale)
+    return tuple(float(level) for level in np.clip(levels.round(), 0, 255))

@@ -26,10 +26,7 @@ def version() -> str:
 
 def write(plan: Plan, folder: Path) -> None:
     """The float32 graph with a free batch size, as FILE. Raises MissingExtraError without onnx."""
-    import warnings
     from importlib.util import find_spec
-
-    import torch
 
     from dinoprobe.encoder.backends.graphs import example, folded
     from dinoprobe.errors import MissingExtraError
@@ -37,16 +34,34 @@ def write(plan: Plan, folder: Path) -> None:
     if find_spec("onnx") is None:
         raise MissingExtraError("ONNX Runtime", "onnx")
     module = folded(plan, "float32", packed=False)
+    trace(module, example(plan.preprocessing), folder / FILE, names=("images", "features"))
+
+
+def trace(
+    module: torch.nn.Module,
+    images: torch.Tensor,
+    path: Path,
+    *,
+    names: tuple[str, ...],
+    opset: int = OPSET,
+) -> None:
+    """Write what `module` makes of `images`, with a free batch size; `names` are those of the input
+    and of each output.
+    """
+    import warnings
+
+    import torch
+
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns of each shape that it takes as constant
         torch.onnx.export(
             module,
-            (example(plan.preprocessing),),
-            str(folder / FILE),
-            input_names=["images"],
-            output_names=["features"],
-            dynamic_axes={"images": {0: "n"}, "features": {0: "n"}},
-            opset_version=OPSET,
+            (images,),
+            str(path),
+            input_names=names[:1],
+            output_names=names[1:],
+            dynamic_axes={name: {0: "n"} for name in names},
+            opset_version=opset,
             dynamo=False,
             external_data=False,
         )

@@ -1,0 +1,92 @@
+"""What can be exported to: how each is written, and how it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dinoprobe.errors import ConfigurationError
+from dinoprobe.export import onnx_file
+from dinoprobe.export.gate import Answers, tolerance_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from dinoprobe.classifier import ImageClassifier
+    from dinoprobe.export.pictures import Pictures
+
+AS_PREPARED = "images resized by prepare"
+BY_PILLOW = "images resized by prepare_plain"
+RESIZED_INSIDE = "images resized in the graph"
+DECODED_WHOLE = "JPEGs decoded at full size, resized in the graph"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`write` puts the files into a folder and returns the one to load; `answers` asks it.
+
+    `told` are ways of asking that are only reported, and do not decide.
+    """
+
+    name: str
+    write: Callable[[ImageClassifier, dict[str, Any], Path], Path]
+    answers: Callable[[Path, ImageClassifier, Pictures], Mapping[str, Answers]]
+    told: Callable[[Path, Pictures], Mapping[str, Answers]] | None = None
+    has_weights: bool = True
+
+
+def target_named(name: str) -> Target:
+    """Raises ConfigurationError for one that does not exist."""
+    found = {target.name: target for target in TARGETS}.get(name)
+    if found is None:
+        names = ", ".join(target.name for target in TARGETS)
+        raise ConfigurationError(f"--to {name}: expected one of {names}. Choose one of these.")
+    return found
+
+
+def _onnx_answers(
+    path: Path, classifier: ImageClassifier, shown: Pictures
+) -> Mapping[str, Answers]:
+    runner = onnx_file.Runner(path)
+    other = tolerance_for(classifier.encoder.precision, same_input=False)
+    ways = {RESIZED_INSIDE: Answers(_each(runner, shown.decoded()), other)}
+    if shown.preprocessing.arithmetic == "uint8":
+        ways |= _prepared_answers(lambda images: runner(images)["probabilities"], classifier, shown)
+    return ways
+
+
+def _prepared_answers(
+    run: Callable[[npt.NDArray[Any]], npt.NDArray[Any]],
+    classifier: ImageClassifier,
+    shown: Pictures,
+) -> dict[str, Answers]:
+    """What `run` says of images of the encoder's size, from `prepare` and from `prepare_plain`."""
+    precision, plain = classifier.encoder.precision, shown.prepared_plainly
+    answers = {
+        AS_PREPARED: (shown.prepared, tolerance_for(precision, same_input=True)),
+        BY_PILLOW: (plain, tolerance_for(precision, same_input=False)),
+    }
+    return {
+        way: Answers(np.concatenate([run(image[None]) for image in images]), tolerance)
+        for way, (images, tolerance) in answers.items()
+    }
+
+
+def _onnx_told(path: Path, shown: Pictures) -> Mapping[str, Answers]:
+    runner = onnx_file.Runner(path)
+    found = _each(runner, shown.decoded(whole=True))
+    return {DECODED_WHOLE: Answers(found, tolerance_for("float32", same_input=False))}
+
+
+def _each(runner: onnx_file.Runner, images: Iterable[npt.NDArray[np.uint8]]) -> npt.NDArray[Any]:
+    """Probabilities of images `(height, width, 3)` of any size, one by one."""
+    rows = (np.ascontiguousarray(image.transpose(2, 0, 1))[None] for image in images)
+    return np.concatenate([runner(row)["probabilities"] for row in rows])
+
+
+TARGETS = (Target("onnx", onnx_file.write, _onnx_answers, _onnx_told),)
