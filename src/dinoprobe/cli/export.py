@@ -13,7 +13,14 @@ from dinoprobe.cli.console import Console
 def export(
     run: Annotated[str, typer.Argument(help="A run directory, or a classifier's directory.")],
     *,
-    to: Annotated[str, typer.Option("--to", metavar="FORM", help="onnx.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="FORM",
+            help="onnx (one file for ONNX Runtime) or head (the linear layer alone, kilobytes).",
+        ),
+    ],
     encoder: options.SameEncoder = None,
     out: options.Out = None,
     as_json: options.Json = False,

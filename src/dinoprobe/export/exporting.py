@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    import numpy.typing as npt
-
     from dinoprobe.encoder.hub import Transfer
     from dinoprobe.export.gate import Comparison
     from dinoprobe.export.pictures import Pictures
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 
 SCHEMA = "dinoprobe.export/1"
 GATE_FILE = "gate.json"
-_BATCH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +83,7 @@ def _judged(
     target: Target, written: Path, classifier: ImageClassifier, shown: Pictures
 ) -> dict[str, Any]:
     """The report of the gate. Raises MismatchError where it does not let the file through."""
-    expected = _expected(classifier, shown)
+    expected = classifier.predict_features(shown.features(classifier.encoder))
     decisive = compare(shown.keys, expected, target.answers(written, classifier, shown))
     require(target.name, decisive, len(shown))
     told = target.told(written, shown) if target.told else {}
@@ -106,13 +103,3 @@ def _judged(
 
 def _by_way(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     return [found.to_dict() for found in comparisons]
-
-
-def _expected(classifier: ImageClassifier, shown: Pictures) -> npt.NDArray[Any]:
-    """The classifier's own probabilities `(n, k)`, by the path that `predict` takes."""
-    import numpy as np
-    import torch
-
-    batches = [shown.prepared[i : i + _BATCH] for i in range(0, len(shown), _BATCH)]
-    rows = [classifier.encoder.encode(torch.from_numpy(batch)) for batch in batches]
-    return classifier.predict_features(np.concatenate(rows))

@@ -35,7 +35,7 @@ class Answers(NamedTuple):
     they may be off.
     """
 
-    probabilities: Float64s
+    probabilities: npt.NDArray[np.floating]
     tolerance: float
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dinoprobe.classifier import ImageClassifier
+    from dinoprobe.encoder import Encoder
     from dinoprobe.preprocess import Preprocessing
     from dinoprobe.types import Sample
 
 MIN_IMAGES = 64
 MAX_IMAGES = 256
+_BATCH = 16
 _SEED = 0
 
 
@@ -37,6 +39,7 @@ class Pictures:
     labels: tuple[str | None, ...]
     tested: int
     preprocessing: Preprocessing
+    _rows: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -65,6 +68,16 @@ class Pictures:
     def prepared_plainly(self) -> npt.NDArray[Any]:
         """As `prepared`, resized without torch."""
         return np.stack([prepare_plain(c, self.preprocessing) for c in self.contents])
+
+    def features(self, encoder: Encoder) -> npt.NDArray[np.float32]:
+        """Their rows `(n, dimension)`, by the path that `predict` takes; computed once."""
+        if encoder.fingerprint not in self._rows:
+            import torch
+
+            batches = [self.prepared[i : i + _BATCH] for i in range(0, len(self), _BATCH)]
+            rows = [encoder.encode(torch.from_numpy(batch)) for batch in batches]
+            self._rows[encoder.fingerprint] = np.concatenate(rows)
+        return self._rows[encoder.fingerprint]
 
 
 def pictures(classifier: ImageClassifier, run: Path | None) -> Pictures:

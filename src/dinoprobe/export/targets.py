@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dinoprobe.errors import ConfigurationError
-from dinoprobe.export import onnx_file
+from dinoprobe.export import head_file, onnx_file
 from dinoprobe.export.gate import Answers, tolerance_for
+from dinoprobe.heads import MultiLabelProbe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 AS_PREPARED = "images resized by prepare"
 BY_PILLOW = "images resized by prepare_plain"
 RESIZED_INSIDE = "images resized in the graph"
+FROM_FEATURES = "the encoder's features"
 DECODED_WHOLE = "JPEGs decoded at full size, resized in the graph"
 
 
@@ -89,4 +91,16 @@ def _each(runner: onnx_file.Runner, images: Iterable[npt.NDArray[np.uint8]]) -> 
     return np.concatenate([runner(row)["probabilities"] for row in rows])
 
 
-TARGETS = (Target("onnx", onnx_file.write, _onnx_answers, _onnx_told),)
+def _head_answers(
+    path: Path, classifier: ImageClassifier, shown: Pictures
+) -> Mapping[str, Answers]:
+    is_multilabel = isinstance(classifier.head, MultiLabelProbe)
+    X = shown.features(classifier.encoder)
+    found = head_file.probabilities(path, X, multilabel=is_multilabel)
+    return {FROM_FEATURES: Answers(found, tolerance_for("float32", same_input=True))}
+
+
+TARGETS = (
+    Target("onnx", onnx_file.write, _onnx_answers, _onnx_told),
+    Target("head", head_file.write, _head_answers, has_weights=False),
+)
