@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from dinoprobe.registration import register_when_loaded
+
 if TYPE_CHECKING:
     from dinoprobe.api import embed, embed_tokens
     from dinoprobe.classifier import ImageClassifier, Prediction
@@ -102,6 +104,9 @@ __all__ = [
     "evaluate_labels",
     "open_dataset",
 ]
+
+
+register_when_loaded()
 
 
 def __getattr__(name: str) -> object:

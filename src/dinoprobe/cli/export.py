@@ -18,7 +18,8 @@ def export(
         typer.Option(
             "--to",
             metavar="FORM",
-            help="onnx (one file for ONNX Runtime) or head (the linear layer alone, kilobytes).",
+            help="onnx (one file for ONNX Runtime), head (the linear layer alone, kilobytes) or "
+            "transformers (a folder for its pipeline).",
         ),
     ],
     encoder: options.SameEncoder = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dinoprobe.errors import ConfigurationError
-from dinoprobe.export import head_file, onnx_file
+from dinoprobe.export import head_file, onnx_file, transformers_folder
 from dinoprobe.export.gate import Answers, tolerance_for
 from dinoprobe.heads import MultiLabelProbe
 
@@ -25,6 +25,7 @@ AS_PREPARED = "images resized by prepare"
 BY_PILLOW = "images resized by prepare_plain"
 RESIZED_INSIDE = "images resized in the graph"
 FROM_FEATURES = "the encoder's features"
+BY_PIPELINE = "images resized by transformers' processor"
 DECODED_WHOLE = "JPEGs decoded at full size, resized in the graph"
 
 
@@ -100,7 +101,21 @@ def _head_answers(
     return {FROM_FEATURES: Answers(found, tolerance_for("float32", same_input=True))}
 
 
+def _transformers_answers(
+    path: Path, classifier: ImageClassifier, shown: Pictures
+) -> Mapping[str, Answers]:
+    precision = classifier.encoder.precision
+    pipe = transformers_folder.opened(path)
+    same = transformers_folder.by_model(pipe, shown.prepared, shown.preprocessing)
+    other = transformers_folder.by_pipeline(pipe, shown.decoded())
+    return {
+        BY_PIPELINE: Answers(other, tolerance_for(precision, same_input=False)),
+        AS_PREPARED: Answers(same, tolerance_for(precision, same_input=True)),
+    }
+
+
 TARGETS = (
     Target("onnx", onnx_file.write, _onnx_answers, _onnx_told),
     Target("head", head_file.write, _head_answers, has_weights=False),
+    Target("transformers", transformers_folder.write, _transformers_answers),
 )
