@@ -49,7 +49,16 @@ def commands() -> list[str]:
 
 def test_there_are_commands_to_check() -> None:
     verbs = [line.split()[1] for line in commands()]
-    assert verbs == ["train", "evaluate", "predict", "export", "export", "export", "embed"]
+    assert verbs == [
+        "train",
+        "evaluate",
+        "predict",
+        "export",
+        "export",
+        "export",
+        "export",
+        "embed",
+    ]
 
 
 def test_the_commands_work_in_their_order(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

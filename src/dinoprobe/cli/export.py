@@ -18,8 +18,8 @@ def export(
         typer.Option(
             "--to",
             metavar="FORM",
-            help="onnx (one file for ONNX Runtime), head (the linear layer alone, kilobytes) or "
-            "transformers (a folder for its pipeline).",
+            help="onnx (one file for ONNX Runtime), head (the linear layer alone, kilobytes), "
+            "transformers (a folder for its pipeline) or openvino (model.xml).",
         ),
     ],
     encoder: options.SameEncoder = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dinoprobe.errors import ConfigurationError
-from dinoprobe.export import head_file, onnx_file, transformers_folder
+from dinoprobe.export import head_file, onnx_file, openvino_ir, transformers_folder
 from dinoprobe.export.gate import Answers, tolerance_for
 from dinoprobe.heads import MultiLabelProbe
 
@@ -101,6 +101,13 @@ def _head_answers(
     return {FROM_FEATURES: Answers(found, tolerance_for("float32", same_input=True))}
 
 
+def _openvino_answers(
+    path: Path, classifier: ImageClassifier, shown: Pictures
+) -> Mapping[str, Answers]:
+    run = openvino_ir.opened(path)
+    return _prepared_answers(lambda images: run(images)["probabilities"], classifier, shown)
+
+
 def _transformers_answers(
     path: Path, classifier: ImageClassifier, shown: Pictures
 ) -> Mapping[str, Answers]:
@@ -118,4 +125,5 @@ TARGETS = (
     Target("onnx", onnx_file.write, _onnx_answers, _onnx_told),
     Target("head", head_file.write, _head_answers, has_weights=False),
     Target("transformers", transformers_folder.write, _transformers_answers),
+    Target("openvino", openvino_ir.write, _openvino_answers),
 )

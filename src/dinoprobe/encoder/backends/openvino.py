@@ -64,15 +64,18 @@ def write(plan: Plan, folder: Path) -> None:
 
 def converted(plan: Plan) -> Any:
     """The graph in memory, from the folded module in float32."""
+    from dinoprobe.encoder.backends.graphs import example, folded
+
+    return convert(folded(plan, "float32", packed=False), example(plan.preprocessing))
+
+
+def convert(module: torch.nn.Module, images: torch.Tensor) -> Any:
+    """The graph in memory of what `module` makes of `images`, with a free batch size."""
     import warnings
 
     import torch
 
-    from dinoprobe.encoder.backends.graphs import example, folded
-
     openvino = load()
-    images = example(plan.preprocessing)
-    module = folded(plan, "float32", packed=False)
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns of each shape that it takes as constant
         return openvino.convert_model(module, example_input=images, input=[-1, *images.shape[1:]])
