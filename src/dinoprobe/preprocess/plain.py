@@ -9,12 +9,11 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from dinoprobe.preprocess.decode import MAX_PIXELS, decode
 from dinoprobe.preprocess.resize import bounded, check_enlarged, mean_colour, resized, shrink_factor
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
     from dinoprobe.preprocess.contract import Preprocessing
@@ -27,6 +26,8 @@ def prepare_plain(
     max_pixels: int = MAX_PIXELS,
 ) -> npt.NDArray[Any]:
     """`(3, height, width)`: uint8, or float32 in the exact mode. Raises ImageError."""
+    import numpy as np
+
     shrink = partial(shrink_factor, preprocessing=preprocessing)
     decoded = decode(image, bands=preprocessing.bands, max_pixels=max_pixels, shrink=shrink)
     pixels = decoded.pixels
@@ -41,6 +42,7 @@ def prepare_plain(
 def _resample(
     channel: npt.NDArray[np.uint8], size: tuple[int, int], preprocessing: Preprocessing
 ) -> npt.NDArray[Any]:
+    import numpy as np
     from PIL import Image
 
     how = Image.Resampling[preprocessing.interpolation.upper()]
@@ -52,6 +54,8 @@ def _resample(
 
 def _framed(whole: npt.NDArray[Any], preprocessing: Preprocessing) -> npt.NDArray[Any]:
     """The centre of what covers the size, or what is smaller with the mean colour around it."""
+    import numpy as np
+
     (height, width), (new_height, new_width) = preprocessing.size, whole.shape[1:]
     if preprocessing.resize != "pad":
         top, left = (new_height - height) // 2, (new_width - width) // 2
