@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 OPSET = 18
 IR_VERSION = 9
-"""The oldest that has what this opset needs: an old ONNX Runtime reads it."""
+"""Lower than what onnx writes today, so that an older ONNX Runtime does not refuse the file."""
 
 _FLOAT, _UINT8, _INT64, _BOOL, _DOUBLE = 1, 2, 7, 9, 11  # onnx.TensorProto
 _RESIZE = {"bilinear": 'mode = "linear"', "bicubic": 'mode = "cubic", cubic_coeff_a = -0.5'}
