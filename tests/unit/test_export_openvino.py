@@ -11,7 +11,7 @@ from tests.checkpoints import save_vit
 
 from dinoprobe.classifier import ImageClassifier
 from dinoprobe.encoder import Encoder
-from dinoprobe.encoder.backends.openvino import load
+from dinoprobe.encoder.backends.openvino import core
 from dinoprobe.errors import MismatchError
 from dinoprobe.export import export, openvino_ir
 from dinoprobe.heads import LogisticProbe, fit_novelty, left_out_scores
@@ -47,7 +47,7 @@ def test_it_answers_as_the_classifier(saved: Path, tmp_path: Path) -> None:
         "images resized by prepare",
         "images resized by prepare_plain",
     }
-    model = load().Core().read_model(str(done.path))
+    model = core().read_model(str(done.path))
     document = json.loads(model.get_rt_info(["dinoprobe"]).astype(str))
     assert document["classes"] == ["cat", "dog", "猫"]
     images = np.random.default_rng(1).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)

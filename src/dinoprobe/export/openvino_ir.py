@@ -45,10 +45,10 @@ def write(classifier: ImageClassifier, document: dict[str, Any], folder: Path) -
 
 def opened(path: Path) -> Callable[[npt.NDArray[Any]], dict[str, npt.NDArray[Any]]]:
     """What a file says of images `(n, 3, height, width)` of its size, in float32 on the CPU."""
-    from dinoprobe.encoder.backends.openvino import load
+    from dinoprobe.encoder.backends.openvino import core
 
     options = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = load().Core().compile_model(str(path), "CPU", options)
+    compiled = core().compile_model(str(path), "CPU", options)
 
     def run(images: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
         found = compiled(images)
