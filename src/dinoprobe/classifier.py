@@ -18,10 +18,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, final
 
 from dinoprobe.errors import (
     ConfigurationError,
@@ -29,6 +29,7 @@ from dinoprobe.errors import (
     FormatError,
     MismatchError,
 )
+from dinoprobe.prediction import Prediction, Rules, Score
 from dinoprobe.types import Failure
 
 if TYPE_CHECKING:
@@ -68,38 +69,6 @@ _FIELDS = {
 }
 
 _ENCODER_FIELDS = {"name", "commit", "model_type", "weights_digest", "bundled"}
-
-
-class Score(NamedTuple):
-    """One class with its probability."""
-
-    label: str
-    probability: float
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What the classifier says of one image, or why it could not be used.
-
-    `top` is sorted from the most probable class down; empty, with `label` None, after a failure.
-    `labels` is the prediction set, sorted likewise: the label is among them with the coverage that
-    the classifier was trained for; None after a failure, and without sets. `abstained` says that
-    the best probability was below the asked one, or the classifier's rule says not to answer:
-    `label` is None, and `top` still there. `novel` says that the image is unlike all training
-    images, for its `novelty` is above the classifier's threshold; None where it has no measure. Of
-    a head with several labels an image, `labels` are those that reach their thresholds, and `label`
-    is the most probable of them, None without any.
-    """
-
-    key: str
-    label: str | None
-    probability: float | None
-    top: tuple[Score, ...] = ()
-    failure: Failure | None = None
-    labels: tuple[str, ...] | None = None
-    abstained: bool = False
-    novelty: float | None = None
-    novel: bool = False
 
 
 @final
@@ -190,49 +159,25 @@ class ImageClassifier:
         self, X: npt.NDArray[np.float32], top_k: int, abstain_below: float | None
     ) -> Iterator[Prediction]:
         """Predictions of features `(n, dimension)`, without their keys."""
-        probabilities = self.predict_features(X)
         scores = self.novelty_scores(X)
-        answered = self.answered(probabilities, scores, abstain_below)
-        for i, row in enumerate(probabilities):
-            found = self.prediction("", row, top_k)
-            if scores is not None and self.novelty is not None:
-                novel = bool(scores[i] > self.novelty.threshold)
-                found = replace(found, novelty=float(scores[i]), novel=novel)
-            yield found if answered[i] else replace(found, label=None, abstained=True)
+        return self.rules.predictions(
+            self.predict_features(X), scores, top_k=top_k, abstain_below=abstain_below
+        )
+
+    @property
+    def rules(self) -> Rules:
+        """What turns probabilities into answers."""
+        return Rules(
+            self.classes,
+            sets=self.sets,
+            abstention=self.abstention,
+            novelty_threshold=None if self.novelty is None else self.novelty.threshold,
+            label_thresholds=getattr(self.head, "thresholds_", None),
+        )
 
     def novelty_scores(self, X: npt.NDArray[np.float32]) -> npt.NDArray[np.float64] | None:
         """How strange each row of features is, `(n,)`; None without a measure."""
         return None if self.novelty is None else self.novelty.scores(X)
-
-    def answered(
-        self,
-        probabilities: npt.NDArray[np.float64],
-        scores: npt.NDArray[np.float64] | None,
-        abstain_below: float | None = None,
-    ) -> npt.NDArray[np.bool_]:
-        """Which rows have an answer: by the probability, or by the rule where none is given."""
-        if abstain_below is None and self.abstention is not None:
-            return self.abstention.answers(probabilities, scores)
-        found: npt.NDArray[np.bool_] = probabilities.max(axis=1) >= (abstain_below or 0.0)
-        return found
-
-    def prediction(
-        self, key: str, probabilities: npt.NDArray[np.float64], top_k: int
-    ) -> Prediction:
-        """The `Prediction` for one row of probabilities `(classes,)`, answered in any case."""
-        order = (-probabilities).argsort(kind="stable")
-        names = self.head.classes_
-        top = tuple(Score(str(names[i]), float(probabilities[i])) for i in order[: max(1, top_k)])
-        labels = None
-        if (thresholds := getattr(self.head, "thresholds_", None)) is not None:
-            given = [i for i in order if probabilities[i] >= thresholds[i]]
-            label = str(names[given[0]]) if given else None
-            sure = float(probabilities[(given or order)[0]])
-            return Prediction(key, label, sure, top, labels=tuple(str(names[i]) for i in given))
-        if self.sets is not None:
-            (members,) = self.sets.members(probabilities[None])
-            labels = tuple(str(names[i]) for i in order if members[i])
-        return Prediction(key, top[0].label, top[0].probability, top, labels=labels)
 
     def save(self, path: str | Path, *, bundle_encoder: bool = False, card: str = "") -> None:
         """Write the directory, config.json last: it holds the digest of the head beside it.

@@ -349,10 +349,10 @@ def test_prediction_sets_travel_with_the_classifier(
     classifier.save(tmp_path / "c")
     loaded = ImageClassifier.load(tmp_path / "c", device="cpu")
     assert loaded.sets == classifier.sets
-    found = loaded.prediction("k", np.array([0.35, 0.6, 0.05]), 1)
+    found = loaded.rules.prediction("k", np.array([0.35, 0.6, 0.05]), 1)
     assert found.label == "dog"
     assert found.labels == ("dog", "cat", "猫")
-    assert loaded.prediction("k", np.array([0.25, 0.7, 0.05]), 1).labels == ("dog", "猫")
+    assert loaded.rules.prediction("k", np.array([0.25, 0.7, 0.05]), 1).labels == ("dog", "猫")
     broken, whole = loaded.predict([b"no image", png(1)])
     assert broken.labels is None
     assert whole.labels is not None

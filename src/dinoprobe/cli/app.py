@@ -17,6 +17,7 @@ from dinoprobe.cli.export import export
 from dinoprobe.cli.models import models
 from dinoprobe.cli.predict import predict
 from dinoprobe.cli.pull import pull
+from dinoprobe.cli.serve import serve
 from dinoprobe.cli.train import train
 
 app = typer.Typer(
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for verb in (demo, train, evaluate, compare, predict, export, embed, models, pull, doctor):
+for verb in (demo, train, evaluate, compare, predict, serve, export, embed, models, pull, doctor):
     app.command()(verb)
 app.add_typer(bench, name="bench")
 

@@ -7,7 +7,7 @@ import io
 import json
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,7 +17,8 @@ from dinoprobe.cli.console import Console, printable
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from dinoprobe.classifier import ImageClassifier, Prediction
+    from dinoprobe.classifier import ImageClassifier
+    from dinoprobe.prediction import Prediction
 
 SCHEMA = "dinoprobe.predict/1"
 SHOWN_LABELS = 5
@@ -83,26 +84,6 @@ def predict(
         console.strict(failures, asked=strict)
 
 
-def row(prediction: Prediction) -> dict[str, Any]:
-    """The JSON values of one prediction."""
-    values: dict[str, Any] = {
-        "key": prediction.key,
-        "label": prediction.label,
-        "probability": prediction.probability,
-        "top": [{"label": s.label, "probability": s.probability} for s in prediction.top],
-        "labels": None if prediction.labels is None else list(prediction.labels),
-        "abstained": prediction.abstained,
-        "novelty": prediction.novelty,
-        "novel": prediction.novel,
-    }
-    if prediction.failure is not None:
-        values["failure"] = {
-            "kind": prediction.failure.kind,
-            "reason": prediction.failure.reason,
-        }
-    return values
-
-
 def _one_format(*, as_json: bool, as_lines: bool, as_csv: bool) -> None:
     from dinoprobe.errors import ConfigurationError
 
@@ -114,8 +95,8 @@ def _predictions(
     classifier: ImageClassifier, images: list[str], top_k: int, abstain_below: float | None
 ) -> Iterator[Prediction]:
     """All images of all sources; keys of one folder among others begin with its name."""
-    from dinoprobe.classifier import Prediction
     from dinoprobe.errors import DatasetError
+    from dinoprobe.prediction import Prediction
     from dinoprobe.types import Failure
 
     several = len(images) > 1 or "-" in images
@@ -166,7 +147,7 @@ def _write_lines(predictions: Iterable[Prediction]) -> int:
     failures = 0
     for prediction in predictions:
         failures += prediction.failure is not None
-        print(json.dumps(row(prediction), ensure_ascii=True), flush=True)  # noqa: T201
+        print(json.dumps(prediction.to_dict(), ensure_ascii=True), flush=True)  # noqa: T201
     return failures
 
 
@@ -192,7 +173,7 @@ def _print_csv(values: list[str]) -> None:
 def _write_document(
     console: Console, classifier: ImageClassifier, predictions: Iterable[Prediction]
 ) -> int:
-    rows = [row(prediction) for prediction in predictions]
+    rows = [prediction.to_dict() for prediction in predictions]
     failures = sum("failure" in values for values in rows)
     console.document(
         {

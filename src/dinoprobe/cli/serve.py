@@ -1,0 +1,138 @@
+"""`dinoprobe serve`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dinoprobe.cli import options
+from dinoprobe.cli.console import Console
+
+if TYPE_CHECKING:
+    from dinoprobe.server.predictor import Predictor
+
+SCHEMA = "dinoprobe.serve/1"
+_LIMITS = "Limits"
+
+
+def serve(
+    run: Annotated[str, typer.Argument(help="A run directory, or a classifier's directory.")],
+    *,
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="DINOPROBE_TOKEN",
+            help="Ask clients for 'Authorization: Bearer TOKEN'.",
+            show_default=False,
+            show_envvar=True,
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen beyond this machine without a token.")
+    ] = False,
+    name: Annotated[str, typer.Option(help="The model's name in the protocol.")] = "classifier",
+    max_body_mb: Annotated[
+        float, typer.Option(min=0.001, help="Of one request.", rich_help_panel=_LIMITS)
+    ] = 32,
+    max_megapixels: Annotated[
+        float, typer.Option(min=0.001, help="Of one image.", rich_help_panel=_LIMITS)
+    ] = 50,
+    max_images: Annotated[
+        int, typer.Option(min=1, help="In one request.", rich_help_panel=_LIMITS)
+    ] = 64,
+    max_pending: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Images admitted and not answered (0: three batches a core).",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = 0,
+    deadline: Annotated[
+        float, typer.Option(min=0.01, help="Seconds to an answer.", rich_help_panel=_LIMITS)
+    ] = 10,
+    body_timeout: Annotated[
+        float, typer.Option(min=0.01, help="Seconds for a body.", rich_help_panel=_LIMITS)
+    ] = 10,
+    drain: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            help="Seconds from SIGTERM in which requests are still taken.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = 0,
+    encoder: options.SameEncoder = None,
+    device: options.Device = "auto",
+    backend: options.Backend = "auto",
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Serve a classifier over HTTP. With --json a document says the address once it listens."""
+    console = Console(as_json=as_json, quiet=quiet)
+    with console.guarded():
+        _refuse_open(host, token, insecure=insecure)
+        _require_extra()
+        from dinoprobe.server.run import serve as serve_forever
+        from dinoprobe.server.settings import MIB, ServerSettings
+
+        settings = ServerSettings(
+            host=host,
+            port=port,
+            token=token,
+            model_name=name,
+            max_body_bytes=round(max_body_mb * MIB),
+            max_buffered_bytes=round(max(8 * max_body_mb, 256) * MIB),
+            max_pixels=round(max_megapixels * 1e6),
+            max_images=max_images,
+            max_pending=max_pending,
+            deadline_s=deadline,
+            body_timeout_s=body_timeout,
+            drain_s=drain,
+        )
+        predictor = _predictor(run, encoder, device, backend, console)
+
+        def ready(address: str) -> None:
+            console.say(f"Serving at {address}, its interface at {address}/docs. Ctrl-C ends it.")
+            console.document({"schema": SCHEMA, "url": address, "model": name})
+
+        serve_forever(predictor, settings, ready=ready, logs=not quiet)
+
+
+def _predictor(
+    run: str, encoder: str | None, device: str, backend: str, console: Console
+) -> Predictor:
+    from dinoprobe.classifier import ImageClassifier
+    from dinoprobe.encoder import EncoderPlace
+    from dinoprobe.server.predictor import ClassifierPredictor
+
+    place = EncoderPlace(encoder, device, backend=backend)
+    return ClassifierPredictor(
+        ImageClassifier.load_at(run, place, say=console.say, transfer=console.transfer())
+    )
+
+
+def _refuse_open(host: str, token: str | None, *, insecure: bool) -> None:
+    """Beyond this machine only with a token, or on purpose. Raises ConfigurationError."""
+    from dinoprobe.errors import ConfigurationError
+
+    if token or insecure or host in {"127.0.0.1", "::1", "localhost"}:
+        return
+    message = (
+        f"--host {host} lets other machines in, and there is no token; expected one. Set "
+        "DINOPROBE_TOKEN, or add --insecure where the network is closed."
+    )
+    raise ConfigurationError(message)
+
+
+def _require_extra() -> None:
+    from importlib.util import find_spec
+
+    from dinoprobe.errors import MissingExtraError
+
+    needed = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
+    if any(find_spec(module) is None for module in needed):
+        raise MissingExtraError("dinoprobe serve", "serve")

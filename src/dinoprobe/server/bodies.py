@@ -1,0 +1,130 @@
+"""From the body of a request to the images in it: several ways to send the same bytes.
+
+A body is an image itself, a multipart form with files, or JSON with base64. Nothing in it is ever
+taken for a path or an address: the service opens no file and no connection for a client.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from typing import TYPE_CHECKING, Any, NamedTuple, final
+
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from dinoprobe.server.problems import ProblemError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from starlette.requests import Request
+
+_RAW = ("image/", "application/octet-stream", "binary/octet-stream")
+_MAX_ITEMS = 10_000  # of JSON; base64 has neither commas nor brackets
+_KEY_CHARACTERS = 200
+
+
+class Upload(NamedTuple):
+    """One image as it was sent. `key` is the file's name, or its place in the request."""
+
+    key: str
+    data: bytes
+
+
+async def read_uploads(request: Request, max_images: int) -> list[Upload]:
+    """The images of a request, 1 to `max_images`. Raises ProblemError."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        found = await _of_form(request, max_images)
+    elif kind == "application/json":
+        found = _of_json(await read_json(request))
+    elif kind.startswith(_RAW):
+        found = [Upload("0", await request.body())]
+    else:
+        expected = "image/*, application/octet-stream, multipart/form-data or application/json"
+        message = f"a body of type {kind[:100]!r}; expected {expected}. Name its type."
+        raise ProblemError(415, "content-type", message)
+    return checked_count(found, max_images)
+
+
+def checked_count(found: list[Upload], max_images: int) -> list[Upload]:
+    """The same, 1 to `max_images`. Raises ProblemError."""
+    if not found:
+        message = "no image in the request; expected one or more. Send a file, or its base64."
+        raise ProblemError(422, "no-image", message)
+    if len(found) > max_images:
+        message = f"{len(found)} images; expected at most {max_images}. Send fewer at a time."
+        raise ProblemError(413, "too-many-images", message)
+    return found
+
+
+@final
+class _InMemory(MultiPartParser):
+    """Never a file on disk: the body was bounded before."""
+
+    spool_max_size = 1 << 62
+
+
+async def _of_form(request: Request, max_images: int) -> list[Upload]:
+    body = await request.body()
+
+    async def whole() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    parser = _InMemory(request.headers, whole(), max_files=max_images, max_fields=max_images)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        message = f"a form that can not be read ({error.message}); expected files. Send it again."
+        raise ProblemError(422, "form", message) from error
+    try:
+        files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
+        return [Upload(_key(file.filename, i), await file.read()) for i, file in enumerate(files)]
+    finally:
+        await form.close()
+
+
+def _key(name: str | None, number: int) -> str:
+    """A name to tell images apart by; it opens nothing."""
+    shown = "".join(c for c in name or "" if c.isprintable())[:_KEY_CHARACTERS]
+    return shown or str(number)
+
+
+async def read_json(request: Request) -> Any:
+    """The JSON value of a body. Raises ProblemError, also for one with very many items."""
+    body = await request.body()
+    items = body.count(b",") + body.count(b"[") + body.count(b"{")
+    if items > _MAX_ITEMS:
+        message = f"JSON with {items:,} items; expected at most {_MAX_ITEMS:,}. Send base64."
+        raise ProblemError(413, "json-too-large", message)
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        message = f"a body that is not JSON ({str(error)[:200]}); expected an object. Mend it."
+        raise ProblemError(422, "json", message) from error
+
+
+def _of_json(value: Any) -> list[Upload]:
+    if isinstance(value, dict) and set(value) == {"image"}:
+        value = {"images": [value["image"]]}
+    if not isinstance(value, dict) or set(value) != {"images"}:
+        message = 'JSON of another shape; expected {"image": BASE64} or {"images": [BASE64, ...]}.'
+        raise ProblemError(422, "json", message)
+    images = value["images"]
+    if not isinstance(images, list):
+        message = f"'images' is {type(images).__name__}; expected a list of base64. Send one."
+        raise ProblemError(422, "json", message)
+    return [Upload(str(i), from_base64(text, i)) for i, text in enumerate(images)]
+
+
+def from_base64(text: Any, number: int) -> bytes:
+    """The bytes of one image of a request. Raises ProblemError."""
+    try:
+        if not isinstance(text, str):
+            raise TypeError(type(text).__name__)
+        return base64.b64decode(text, validate=True)
+    except (TypeError, ValueError, binascii.Error) as error:
+        message = f"image {number} is no base64 ({error}); expected a file's bytes in base64."
+        raise ProblemError(422, "base64", message) from error

@@ -1,0 +1,182 @@
+"""Runs the service until it is told to end, and ends it in order.
+
+On SIGTERM or Ctrl-C it says that it is not ready, still takes requests for `drain_s`, then closes
+its door, answers what it has, and ends with exit code 0. A second signal ends it at once. uvicorn
+alone keeps a connection whose request never comes; here it has `head_timeout_s` for that.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING, Any, final
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from dinoprobe.errors import ConfigurationError
+from dinoprobe.server.app import create_app
+from dinoprobe.server.service import Service
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+    from types import FrameType
+
+    from dinoprobe.server.predictor import Predictor
+    from dinoprobe.server.settings import ServerSettings
+
+
+def serve(
+    predictor: Predictor,
+    settings: ServerSettings,
+    *,
+    ready: Callable[[str], None] = lambda _: None,
+    logs: bool = True,
+) -> None:
+    """Serve until a signal; `ready` gets the address once connections are taken.
+
+    `logs` puts a line of JSON on stderr for each request. Raises ConfigurationError where the
+    address can not be had.
+    """
+    listening = _listening(settings)
+    _log_as_json(logging.INFO if logs else logging.ERROR)
+    service = Service(predictor, settings)
+    server = _Server(_config(service), service, lambda: ready(_address(listening)))
+    try:
+        server.run(sockets=[listening])
+    finally:
+        service.batcher.close()
+        listening.close()
+
+
+def _config(service: Service) -> uvicorn.Config:
+    settings = service.settings
+    return uvicorn.Config(
+        create_app(service),
+        http=_Connection,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=max(1, round(settings.head_timeout_s)),
+        timeout_graceful_shutdown=max(1, round(settings.grace_s)),
+        limit_concurrency=settings.max_connections,
+    )
+
+
+@final
+class _Connection(H11Protocol):
+    """Closed where the head of a request is not whole in time, from the first byte or before."""
+
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            self._wait()
+        else:
+            self._stop()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.response_complete:  # else the next request was there already
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        if self._waiting is None and not self.transport.is_closing():
+            limit_s: float = self.timeout_keep_alive
+            self._waiting = self.loop.call_later(limit_s, self._close)
+
+    def _stop(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+    def _close(self) -> None:
+        self._waiting = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+
+@final
+class _Server(uvicorn.Server):
+    """Says when it listens, and drains before it ends."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._service, self._ready = service, ready
+        self._end_s: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.should_exit:
+            self._ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        del sig, frame
+        if self._service.draining:
+            self.force_exit = self.should_exit = True
+            return
+        self._service.draining = True
+        self._end_s = time.monotonic() + self._service.settings.drain_s
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to end."""
+        if self._end_s is not None and time.monotonic() >= self._end_s:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def _listening(settings: ServerSettings) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        place = f"{settings.host}:{settings.port}"
+        message = f"{place}: can not be listened on ({error.strerror or error}); expected a free "
+        raise ConfigurationError(f"{message}port of this machine. Give another --port.") from error
+
+
+def _address(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@final
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        values: dict[str, Any] = {
+            "time": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            values["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(values, default=str)
+
+
+def _log_as_json(level: int) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter())
+    for name, least in (("dinoprobe.server", level), ("uvicorn.error", logging.ERROR)):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.setLevel(least)
+        logger.propagate = False
