@@ -105,7 +105,7 @@ def _prepared(bench: EmbedBench, place: Path, say: Callable[[str], None]) -> _Si
         paths = _paths(bench.folder, bench.images)
     settings = bench.encoder
     if bench.random_weights:
-        settings = _random(settings, place / "weights")
+        settings = random_weights(settings, place / "weights")
     int8 = _calibrated(settings, paths, place) if settings.precision == "int8" else None
     encoder = open_encoder(settings, say=say, int8=int8)
     plain = _plain(settings, encoder) if bench.tutorial else None
@@ -124,7 +124,7 @@ def _paths(folder: str, count: int) -> list[str]:
     return list(islice(cycle(found), count))
 
 
-def _random(settings: EncoderSettings, folder: Path) -> EncoderSettings:
+def random_weights(settings: EncoderSettings, folder: Path) -> EncoderSettings:
     """The settings with a checkpoint of random weights in the published shape."""
     from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""`dinoprobe bench embed`."""
+"""`dinoprobe bench embed` and `bench serve`."""
 
 from __future__ import annotations
 
@@ -111,3 +111,65 @@ def _show(console: Console, found: dict[str, Any]) -> None:
     if found["peak_memory_bytes"] is not None:
         rows.append(("peak memory", f"{found['peak_memory_bytes'] / 1e9:.2f}", "GB"))
     console.table(rows, right=[1])
+
+
+@app.command()
+def serve(
+    run: Annotated[
+        str | None, typer.Argument(help="A run directory (default: a head of noise).")
+    ] = None,
+    *,
+    encoder: options.EncoderName = None,
+    random_weights: Annotated[
+        bool,
+        typer.Option("--random-weights", help="The published shape, without its weights."),
+    ] = False,
+    concurrency: Annotated[
+        str, typer.Option(metavar="1,8", help="Clients at a time, one load after the other.")
+    ] = "1,2,8,16",
+    requests: Annotated[int, typer.Option(min=8, help="Requests of a load.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; medians are reported.")] = 3,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """The service under load, beside the direct loop: images per second, and waiting times."""
+    console = Console(as_json=as_json, quiet=quiet)
+    with console.guarded():
+        clients = options.parse_counts("concurrency", concurrency)
+        name = encoder if run else options.require_encoder(encoder)
+        from dinoprobe.bench import ServeBench, run_serve_bench
+        from dinoprobe.encoder import EncoderSettings
+
+        found = run_serve_bench(
+            ServeBench(
+                run=run,
+                encoder=EncoderSettings(name=name) if name else None,
+                random_weights=random_weights,
+                concurrency=clients,
+                requests=requests,
+                rounds=rounds,
+            ),
+            say=console.say,
+        )
+        _show_serve(console, found)
+        console.document(found)
+
+
+def _show_serve(console: Console, found: dict[str, Any]) -> None:
+    console.line(f"{found['encoder']}, {found['precision']}, {found['backend']}")
+    direct = found["direct_images_per_second"]
+    single = 1000 * found["direct_single_s"]
+    console.line(f"direct loop {direct:.1f} images/s; one image alone {single:.1f} ms")
+    rows = [["clients", "images/s", "p50 ms", "p95 ms", "p99 ms", "refused"]]
+    for load in found["loads"]:
+        waits = [_milliseconds(load[f"p{share}_s"]) for share in (50, 95, 99)]
+        rate = f"{load['images_per_second']:.1f}"
+        rows.append([str(load["concurrency"]), rate, *waits, str(load["refused"])])
+    console.table(rows, right=range(6))
+    console.line(f"best share of the direct loop: {100 * found['share_of_direct']:.0f} %")
+    if found["ratio_to_single"] is not None:
+        console.line(f"one client's p50 over one direct call: {found['ratio_to_single']:.2f}")
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{1000 * seconds:.1f}"

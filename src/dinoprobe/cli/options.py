@@ -200,6 +200,18 @@ def parse_bands(text: str | None) -> tuple[int, ...] | None:
     return bands
 
 
+def parse_counts(option: str, text: str) -> tuple[int, ...]:
+    """Whole numbers of `1,8`, each 1 or more. Raises ConfigurationError."""
+    try:
+        counts = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        counts = ()
+    if not counts or min(counts) < 1:
+        msg = f"--{option} {text}: expected whole numbers of 1 or more with commas, such as 1,8."
+        raise ConfigurationError(msg)
+    return counts
+
+
 def require_encoder(name: str | None) -> str:
     """The name, for an encoder is never chosen silently. Raises ConfigurationError."""
     if name:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 import sys
 import time
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
     from dinoprobe.server.predictor import Predictor
     from dinoprobe.server.settings import ServerSettings
+
+_BACKLOG = 2048
 
 
 def serve(
@@ -142,13 +145,22 @@ class _Server(uvicorn.Server):
 
 
 def _listening(settings: ServerSettings) -> socket.socket:
+    """Bound, and of the protocol TCP by name: only then asyncio sends small parts at once, and an
+    answer does not wait 40 ms for the client's delayed acknowledgement.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        if os.name == "posix":
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((settings.host, settings.port))
+        listening.listen(_BACKLOG)
     except OSError as error:
+        listening.close()
         place = f"{settings.host}:{settings.port}"
         message = f"{place}: can not be listened on ({error.strerror or error}); expected a free "
         raise ConfigurationError(f"{message}port of this machine. Give another --port.") from error
+    return listening
 
 
 def _address(listening: socket.socket) -> str:

@@ -1,0 +1,349 @@
+"""The service as a process: signals, slow clients, overload, and the same answers as `predict`."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.checkpoints import save_vit
+from typer.testing import CliRunner
+
+from dinoprobe.classifier import ImageClassifier
+from dinoprobe.cli.app import app
+from dinoprobe.encoder import Encoder
+from dinoprobe.heads import LogisticProbe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
+
+
+def png(seed: int = 0) -> bytes:
+    rng = np.random.default_rng(seed)
+    file = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+PNG = png()
+
+
+class Process:
+    """A server; its log is read meanwhile, so that it never waits for us."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, *arguments],
+            env=ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.log: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        assert self.process.stdout is not None
+        self.first = self.process.stdout.readline()
+        assert self.first, "".join(self.log)
+
+    @property
+    def port(self) -> int:
+        found = re.search(r"http://127\.0\.0\.1:(\d+)", self.first)
+        assert found, self.first
+        return int(found.group(1))
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        self.log.extend(self.process.stderr)
+
+    def post(self, data: bytes = PNG, path: str = "/predict", **headers: str) -> Answer:
+        return self.request("POST", path, data, {"content-type": "image/png", **headers})
+
+    def request(
+        self, method: str, path: str, data: bytes | None = None, headers: Any = None
+    ) -> Answer:
+        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        start = time.monotonic()
+        try:
+            client.request(method, path, data, headers or {})
+            response = client.getresponse()
+            content = response.read()
+            seconds = time.monotonic() - start
+            return Answer(response.status, dict(response.getheaders()), content, seconds)
+        finally:
+            client.close()
+
+    def end(self, *, expect: int = 0) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(20) == expect, "".join(self.log)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self._reader.join(5)
+        for stream in (self.process.stdout, self.process.stderr):
+            assert stream is not None
+            stream.close()
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    content: bytes
+    seconds: float
+
+    @property
+    def reason(self) -> str:
+        return str(json.loads(self.content)["reason"])
+
+
+@pytest.fixture
+def colours() -> Iterator[Any]:
+    made: list[Process] = []
+
+    def make(*arguments: object) -> Process:
+        made.append(Process("-m", "tests.predictors", *map(str, arguments)))
+        return made[-1]
+
+    yield make
+    for process in made:
+        process.close()
+
+
+def open_socket(server: Process, data: bytes) -> socket.socket:
+    client = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+    client.sendall(data)
+    return client
+
+
+def until_closed(client: socket.socket) -> bytes:
+    found = b""
+    with client:
+        while part := client.recv(65536):
+            found += part
+    return found
+
+
+# --- the verb -----------------------------------------------------------------------------------
+
+
+def test_the_verb_serves_what_predict_says(tmp_path: Path) -> None:
+    encoder = Encoder.from_pretrained(str(save_vit(tmp_path / "vit")), device="cpu")
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(40, encoder.dimension)).astype(np.float32)
+    head = LogisticProbe(C=1.0).fit(X, np.array(["cat", "dog"] * 20, dtype=object))
+    ImageClassifier(encoder, head).save(tmp_path / "c")
+    images = [png(seed) for seed in range(12)]
+    expected = ImageClassifier.load(tmp_path / "c", device="cpu").predict(images)
+    server = Process("-m", "dinoprobe", "serve", str(tmp_path / "c"), "--port", "0", "--json")
+    try:
+        document = json.loads(server.first)
+        assert document["schema"] == "dinoprobe.serve/1"
+        assert document["url"] == f"http://127.0.0.1:{server.port}"
+        with ThreadPoolExecutor(6) as pool:
+            answers = list(pool.map(server.post, images))
+        for answer, prediction in zip(answers, expected, strict=True):
+            (row,) = json.loads(answer.content)["predictions"]
+            found = {score["label"]: score["probability"] for score in row["top"]}
+            wanted = {score.label: score.probability for score in prediction.top}
+            assert found == pytest.approx(wanted, abs=1e-5)  # a head's sums depend on the batch
+        (embedding,) = json.loads(server.post(images[0], "/embed").content)["embeddings"]
+        assert len(embedding["features"]) == encoder.dimension
+        info = json.loads(server.request("GET", "/info").content)
+        assert (info["fingerprint"], info["classes"]) == (encoder.fingerprint, ["cat", "dog"])
+        server.end()
+        lines = [json.loads(line) for line in server.log if line.startswith("{")]
+        assert sum(line["event"] == "request" for line in lines) == 14
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--host", "0.0.0.0"], "lets other machines in"),
+        (["--name", "a/b"], "model_name is 'a/b'"),
+    ],
+)
+def test_wrong_use_is_said_before_anything_is_loaded(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["serve", "nowhere", *arguments])
+    assert (result.exit_code, message in result.output) == (2, True), result.output
+
+
+def test_a_port_that_is_taken_is_an_error() -> None:
+    from tests.predictors import MeanColour
+
+    from dinoprobe.errors import ConfigurationError
+    from dinoprobe.server.run import serve
+    from dinoprobe.server.settings import ServerSettings
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigurationError, match="can not be listened on"):
+            serve(MeanColour(), ServerSettings(port=port))
+
+
+# --- the end ------------------------------------------------------------------------------------
+
+
+def test_sigterm_answers_what_was_taken_and_ends_with_0(colours: Any) -> None:
+    server = colours("--seconds", 0.2)
+    with ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(server.post) for _ in range(8)]
+        time.sleep(0.15)  # they are under way
+        server.process.send_signal(signal.SIGTERM)
+        assert [task.result().status for task in waiting] == [200] * 8
+    assert server.process.wait(20) == 0
+    with pytest.raises(ConnectionRefusedError):
+        server.post()
+    server._reader.join(5)
+    assert server.log[-1] == "ended\n"
+
+
+def test_while_it_drains_it_is_not_ready_and_still_answers(colours: Any) -> None:
+    server = colours("--drain", 1.0)
+    assert server.request("GET", "/readyz").status == 200
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    assert server.request("GET", "/readyz").status == 503
+    assert server.request("GET", "/healthz").status == 200
+    assert server.post().status == 200
+    assert server.process.wait(20) == 0
+
+
+def test_a_second_signal_ends_it_at_once(colours: Any) -> None:
+    server = colours("--drain", 60)
+    server.process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(10) == 0
+
+
+# --- slow clients -------------------------------------------------------------------------------
+
+HEAD = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: 9000\r\n"
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /pre", HEAD], ids=["nothing", "a word", "half"])
+def test_a_head_that_does_not_come_is_cut_off(colours: Any, sent: bytes) -> None:
+    server = colours()
+    start = time.monotonic()
+    clients = [open_socket(server, sent) for _ in range(50)]
+    assert server.post().status == 200
+    assert [until_closed(client) for client in clients] == [b""] * 50
+    assert time.monotonic() - start < 6
+
+
+def test_a_head_that_drips_is_cut_off(colours: Any) -> None:
+    server = colours()
+    start = time.monotonic()
+    with open_socket(server, HEAD) as client:
+        try:
+            while time.monotonic() - start < 10:
+                client.sendall(b"a: b\r\n")
+                time.sleep(0.1)
+        except OSError:
+            pass
+    assert time.monotonic() - start < 5
+
+
+def test_a_second_head_that_drips_is_cut_off(colours: Any) -> None:
+    server = colours()
+    with open_socket(server, b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\nGET /hea") as client:
+        start = time.monotonic()
+        try:
+            while time.monotonic() - start < 10:
+                client.sendall(b"l")
+                time.sleep(0.1)
+        except OSError:
+            pass
+    assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("drips", [False, True])
+def test_a_body_that_does_not_come_is_told_so(colours: Any, drips: bool) -> None:
+    server = colours()
+    client = open_socket(server, HEAD + b"\r\n" + b"x" * 100)
+    for _ in range(5 * drips):
+        client.sendall(b"x")
+        time.sleep(0.1)
+    with ThreadPoolExecutor(20) as pool:  # and meanwhile others are served
+        assert {answer.status for answer in pool.map(lambda _: server.post(), range(20))} <= {200}
+    found = until_closed(client)
+    assert found.startswith(b"HTTP/1.1 408")
+    assert b"slow-body" in found
+
+
+def test_a_body_that_is_too_long_is_refused_before_it_comes(colours: Any) -> None:
+    server = colours()
+    long = HEAD.replace(b"9000", b"99999999999")
+    client = open_socket(server, long + b"expect: 100-continue\r\n\r\n")
+    assert client.recv(1000).startswith(b"HTTP/1.1 413")
+    client.close()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\nhost: x\r\n" + b"a: " + b"b" * 100_000 + b"\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET /\0 HTTP/1.1\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+    ],
+    ids=["huge head", "TLS", "zero", "negative", "two lengths", "no chunk"],
+)
+def test_what_is_no_http_is_400_or_cut_off(colours: Any, data: bytes) -> None:
+    server = colours()
+    found = until_closed(open_socket(server, data))
+    assert found == b"" or found.startswith((b"HTTP/1.1 4",)), found
+    assert server.post().status == 200
+
+
+# --- load ---------------------------------------------------------------------------------------
+
+
+def test_overload_is_refused_fast_and_what_is_admitted_stays_fast(colours: Any) -> None:
+    seconds = 0.05  # of a batch: 160 images/s of 2 lanes with 4 images each
+    server = colours("--seconds", seconds)
+    answers: list[Answer] = []
+    end = time.monotonic() + 3
+
+    def ask() -> None:
+        while time.monotonic() < end:
+            answers.append(server.post())
+            time.sleep(0.02)
+
+    with ThreadPoolExecutor(80) as pool:
+        for _ in range(80):
+            pool.submit(ask)
+    admitted = sorted(answer.seconds for answer in answers if answer.status == 200)
+    refused = [answer for answer in answers if answer.status == 503]
+    assert len(admitted) + len(refused) == len(answers)
+    assert len(admitted) > 3 * 160 * 0.5
+    assert len(refused) > len(admitted)
+    assert {answer.reason for answer in refused} == {"overloaded"}
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in refused)
+    assert admitted[len(admitted) // 2] < 1.0  # three batches are 0.15 s; other work is beside it
+    start = time.monotonic()
+    assert server.post().status == 200
+    assert time.monotonic() - start < 2
