@@ -173,6 +173,10 @@ def bomb() -> bytes:
     return file.getvalue()
 
 
+PART = b'--x\r\ncontent-disposition: form-data; name="f"; filename="a"\r\n\r\n' + b"0\r\n"
+FORM = PART + b"--x--\r\n"
+
+
 @pytest.mark.parametrize(
     ("data", "kind", "status", "reason"),
     [
@@ -195,7 +199,10 @@ def bomb() -> bytes:
         (b'{"images": ["", "", "", "", ""]}', "application/json", 413, "too-many-images"),
         (b"--x", "multipart/form-data", 422, "form"),
         (b"--x\r\n\r\n", "multipart/form-data; boundary=x", 422, "form"),
-        (b"", "multipart/form-data; boundary=x", 422, "no-image"),
+        (b"", "multipart/form-data; boundary=x", 422, "form"),
+        (FORM[:-10], "multipart/form-data; boundary=x", 422, "form"),
+        (FORM.replace(b"filename", b"other"), "multipart/form-data; boundary=x", 422, "no-image"),
+        (PART * 1001 + b"--x--", "multipart/form-data; boundary=x", 422, "form"),
     ],
 )
 def test_what_can_not_be_used_is_refused_with_a_reason(

@@ -9,16 +9,12 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
-
+from dinoprobe.server.forms import files_of_form
 from dinoprobe.server.problems import ProblemError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
     from starlette.requests import Request
 
 _RAW = ("image/", "application/octet-stream", "binary/octet-stream")
@@ -37,7 +33,8 @@ async def read_uploads(request: Request, max_images: int) -> list[Upload]:
     """The images of a request, 1 to `max_images`. Raises ProblemError."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        found = await _of_form(request, max_images)
+        files = files_of_form(await request.body(), request.headers["content-type"])
+        found = [Upload(_key(name, i), data) for i, (name, data) in enumerate(files)]
     elif kind == "application/json":
         found = _of_json(await read_json(request))
     elif kind.startswith(_RAW):
@@ -60,35 +57,9 @@ def checked_count(found: list[Upload], max_images: int) -> list[Upload]:
     return found
 
 
-@final
-class _InMemory(MultiPartParser):
-    """Never a file on disk: the body was bounded before."""
-
-    spool_max_size = 1 << 62
-
-
-async def _of_form(request: Request, max_images: int) -> list[Upload]:
-    body = await request.body()
-
-    async def whole() -> AsyncGenerator[bytes, None]:
-        yield body
-
-    parser = _InMemory(request.headers, whole(), max_files=max_images, max_fields=max_images)
-    try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        message = f"a form that can not be read ({error.message}); expected files. Send it again."
-        raise ProblemError(422, "form", message) from error
-    try:
-        files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
-        return [Upload(_key(file.filename, i), await file.read()) for i, file in enumerate(files)]
-    finally:
-        await form.close()
-
-
-def _key(name: str | None, number: int) -> str:
+def _key(name: str, number: int) -> str:
     """A name to tell images apart by; it opens nothing."""
-    shown = "".join(c for c in name or "" if c.isprintable())[:_KEY_CHARACTERS]
+    shown = "".join(c for c in name if c.isprintable())[:_KEY_CHARACTERS]
     return shown or str(number)
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dinoprobe.server.settings import ServerSettings
 
 _BACKLOG = 2048
+_TALKATIVE = ("python_multipart", "tifffile", "PIL")
 
 
 def serve(
@@ -192,3 +193,5 @@ def _log_as_json(level: int) -> None:
         logger.handlers = [handler]
         logger.setLevel(least)
         logger.propagate = False
+    for name in _TALKATIVE:  # of what clients send; the answer says it
+        logging.getLogger(name).setLevel(logging.CRITICAL)
