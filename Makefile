@@ -43,6 +43,10 @@ parity: $(VENV)/.installed-dev ## measure every source of weights, and write the
 	DINOPROBE_PARITY=$$folder $(BIN)/python -m pytest -q -n $(WORKERS) tests/parity/test_sources.py -k features; \
 	$(BIN)/python -m tests.parity.table "$$folder"
 
+.PHONY: soak
+soak: $(VENV)/.installed-dev ## the service under ten times its load and 10,000 hostile uploads: minutes
+	@$(BIN)/python benchmarks/soak.py
+
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## ruff: rules and format
 	@echo "==> ruff"

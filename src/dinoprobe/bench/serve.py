@@ -69,18 +69,18 @@ def run_serve_bench(
     service does not start.
     """
     with tempfile.TemporaryDirectory(prefix="dinoprobe-bench-") as place:
-        folder = bench.run or _saved(bench, Path(place), say)
+        folder = bench.run or saved_classifier(bench, Path(place), say)
         (Path(place) / "photos").mkdir()
         paths = write_photos(Path(place) / "photos", min(bench.requests, 64))
         images = [Path(path).read_bytes() for path in paths]
         classifier = ImageClassifier.load_at(folder, EncoderPlace(), say=say)
         say("starting the service")
-        with _service(folder) as port, Neighbours() as neighbours:
+        with service(folder) as (_, port), Neighbours() as neighbours:
             found = _rounds(bench, classifier, port, images, say)
         return {**_document(bench, classifier, found), "cores_of_others": neighbours.cores}
 
 
-def _saved(bench: ServeBench, place: Path, say: Callable[[str], None]) -> str:
+def saved_classifier(bench: ServeBench, place: Path, say: Callable[[str], None]) -> str:
     """A classifier with a head of noise, saved in `place`."""
     import numpy as np
 
@@ -99,8 +99,8 @@ def _saved(bench: ServeBench, place: Path, say: Callable[[str], None]) -> str:
 
 
 @contextmanager
-def _service(folder: str) -> Iterator[int]:
-    """The port of `dinoprobe serve` on this machine, in a process of its own."""
+def service(folder: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """`dinoprobe serve` on this machine: the process, and its port."""
     command = [sys.executable, "-m", "dinoprobe", "serve", folder, "--port", "0", "--json", "-q"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
         try:
@@ -108,7 +108,7 @@ def _service(folder: str) -> Iterator[int]:
             address = json.loads(line).get("url") if line else None
             if not address:
                 raise EncoderError(f"{folder}: the service did not start. Try dinoprobe serve.")
-            yield urlsplit(address).port or 0
+            yield process, urlsplit(address).port or 0
         finally:
             process.terminate()
 
