@@ -45,4 +45,39 @@ made = sorted(str(p.relative_to("demo")) for p in pathlib.Path("demo").rglob("*.
 assert made, "dinoprobe demo wrote no report under its --out"
 print("report:", ", ".join(made))
 PYTHON
+step "an exported file is served without torch, in an environment of its own"
+# shellcheck disable=SC2086
+"$scratch/venv/bin/python" -m pip install -qq --disable-pip-version-check ${PIP_FLAGS:-} \
+    -c "$constraints" onnx onnxruntime
+dinoprobe export "$scratch/demo/run-001" --to onnx --out "$scratch/onnx" --quiet
+"$python" -m venv "$scratch/serving"
+serving=$scratch/serving/bin
+# shellcheck disable=SC2086 # the packages that the README names
+"$serving/python" -m pip install -qq --disable-pip-version-check ${PIP_FLAGS:-} -c "$constraints" \
+    numpy pillow onnxruntime typer fastapi uvicorn prometheus-client python-multipart
+"$serving/python" -m pip install -qq --disable-pip-version-check --no-deps "$scratch"/dist/*.whl
+du -sh "$scratch/serving"
+"$serving/python" - "$scratch/onnx/model.onnx" "$scratch/demo/digits" <<'PYTHON'
+import importlib.util
+import json
+import pathlib
+import subprocess
+import sys
+import urllib.request
+
+for name in ("torch", "transformers", "sklearn", "scipy"):
+    assert importlib.util.find_spec(name) is None, f"{name} is here"
+command = [sys.executable, "-m", "dinoprobe", "serve", sys.argv[1], "--port", "0", "--json"]
+with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    try:
+        address = json.loads(process.stdout.readline())["url"]
+        image = next(pathlib.Path(sys.argv[2]).rglob("*.png")).read_bytes()
+        headers = {"content-type": "image/png"}
+        request = urllib.request.Request(f"{address}/predict", image, headers)
+        (row,) = json.load(urllib.request.urlopen(request))["predictions"]
+        assert row["label"], row
+    finally:
+        process.terminate()
+assert process.returncode == 0, process.returncode
+PYTHON
 step "smoke test passed"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from dinoprobe.heads import Abstention, PredictionSets
+    from dinoprobe.decisions import Abstention, PredictionSets
     from dinoprobe.types import Failure
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from tests.served import Process
 from typer.testing import CliRunner
 
 from dinoprobe.cli.app import app
@@ -63,8 +66,6 @@ def test_there_are_commands_to_check() -> None:
 
 def test_the_commands_work_in_their_order(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    import shutil
-
     shutil.rmtree(place / "photos" / "train", ignore_errors=True)
     for line in commands():
         arguments = shlex.split(line.replace("vits16", "builtin"))[1:]
@@ -114,3 +115,24 @@ def test_every_file_that_the_documents_link_to_exists() -> None:
         for target in re.findall(r"\]\(([^)#]+)\)", text):
             if not target.startswith("http"):
                 assert (document.parent / target).exists(), (document.name, target)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
+def test_the_curl_lines_work(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    shutil.rmtree(place / "photos" / "train", ignore_errors=True)
+    train = ["train", "photos", "--encoder", "builtin", "--out", "served", "--quiet"]
+    assert CliRunner().invoke(app, train).exit_code == 0
+    lines = re.findall(r"^(curl .*?)(?:  #.*)?$", README, flags=re.MULTILINE)
+    assert len(lines) == 3
+    server = Process("-m", "dinoprobe", "serve", "served", "--port", "0", "--json")
+    try:
+        for line in lines:
+            here = line.strip().replace("127.0.0.1:8000", f"127.0.0.1:{server.port}")
+            done = subprocess.run(
+                [*shlex.split(here), "-sS", "--fail-with-body"], capture_output=True, check=False
+            )
+            assert done.returncode == 0, (line, done.stdout, done.stderr)
+            assert b"predictions" in done.stdout
+    finally:
+        server.close()

@@ -10,8 +10,8 @@ from scipy.stats import kstest
 from sklearn.base import BaseEstimator, ClassifierMixin
 from tests.unit.test_heads_conformal import halves
 
+from dinoprobe.decisions import scores
 from dinoprobe.heads import fit_sets
-from dinoprobe.heads.conformal import scores
 
 mapie = pytest.importorskip("mapie.classification")
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy.stats import beta, betabinom
 
+from dinoprobe.decisions import scores
 from dinoprobe.errors import ConfigurationError, FormatError
 from dinoprobe.heads import OutOfFold, PredictionSets, fit_sets
 from dinoprobe.heads.base import softmax
-from dinoprobe.heads.conformal import scores
 
 RESAMPLINGS = 100
 ROWS, TESTED = 300, 1000

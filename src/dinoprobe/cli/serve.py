@@ -17,7 +17,9 @@ _LIMITS = "Limits"
 
 
 def serve(
-    run: Annotated[str, typer.Argument(help="A run directory, or a classifier's directory.")],
+    run: Annotated[
+        str, typer.Argument(help="A run or a classifier's directory, or an exported .onnx file.")
+    ],
     *,
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
@@ -105,6 +107,8 @@ def serve(
 def _predictor(
     run: str, encoder: str | None, device: str, backend: str, console: Console
 ) -> Predictor:
+    if run.endswith(".onnx"):
+        return _exported(run, encoder, device, backend)
     from dinoprobe.classifier import ImageClassifier
     from dinoprobe.encoder import EncoderPlace
     from dinoprobe.server.predictor import ClassifierPredictor
@@ -113,6 +117,17 @@ def _predictor(
     return ClassifierPredictor(
         ImageClassifier.load_at(run, place, say=console.say, transfer=console.transfer())
     )
+
+
+def _exported(run: str, encoder: str | None, device: str, backend: str) -> Predictor:
+    """Without torch. Raises ConfigurationError for options of a saved classifier."""
+    from dinoprobe.errors import ConfigurationError
+    from dinoprobe.server.exported import OnnxPredictor
+
+    if encoder or device not in {"auto", "cpu"} or backend not in {"auto", "onnxruntime"}:
+        message = "an exported file holds its encoder and runs on the CPU by ONNX Runtime"
+        raise ConfigurationError(f"{run}: {message}. Leave out --encoder, --device, --backend.")
+    return OnnxPredictor(run)
 
 
 def _refuse_open(host: str, token: str | None, *, insecure: bool) -> None:

@@ -3,19 +3,13 @@
 Importing this package imports torch and scikit-learn; callers do it inside functions.
 """
 
-from dinoprobe.heads.abstention import MEASURES as ABSTENTION_MEASURES
-from dinoprobe.heads.abstention import (
-    Abstention,
-    check_abstention,
-    confidence,
-    fit_abstention,
-    least_count,
-)
+from dinoprobe.decisions import MEASURES as ABSTENTION_MEASURES
+from dinoprobe.decisions import SET_METHODS, Abstention, PredictionSets, check_sets, confidence
+from dinoprobe.heads.abstention import check_abstention, fit_abstention, least_count
 from dinoprobe.heads.attentive import AttentiveProbe
 from dinoprobe.heads.base import Head, LinearBase, ProbeBase
 from dinoprobe.heads.calibration import apply_temperature, at_temperature, fit_temperature
-from dinoprobe.heads.conformal import METHODS as SET_METHODS
-from dinoprobe.heads.conformal import PredictionSets, check_sets, fit_sets
+from dinoprobe.heads.conformal import fit_sets
 from dinoprobe.heads.grid import LinearGridProbe
 from dinoprobe.heads.grid_training import GridTraining
 from dinoprobe.heads.lda import LDAProbe

@@ -10,64 +10,22 @@ but in 24 % where the accuracy lay just below it and confidence told nothing (do
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.stats import beta
 
-from dinoprobe.errors import ConfigurationError, FormatError, HeadError
-from dinoprobe.heads.calibration import centred_logits
+from dinoprobe.decisions import MEASURES, Abstention
+from dinoprobe.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dinoprobe.heads.base import Float64s
 
-MEASURES = ("probability", "energy", "distance")
 RISK = 0.05
 """That the bound of one number of answers is wrong."""
 TRIED = 40
-SMALLEST = float(np.finfo(np.float64).tiny)
-
-
-@dataclass(frozen=True, slots=True)
-class Abstention:
-    """The rule: answer where the confidence by `by` is `threshold` or more.
-
-    `target` is the accuracy that was asked for; `coverage` of `n` out-of-fold predictions were
-    answered with it, `accuracy` of these right.
-    """
-
-    by: str
-    threshold: float
-    target: float
-    coverage: float
-    accuracy: float
-    n: int
-
-    def answers(self, probabilities: Float64s, novelty: Float64s | None) -> npt.NDArray[np.bool_]:
-        """Which of the rows of probabilities `(n, k)` and scores of novelty `(n,)` are answered."""
-        return np.asarray(confidence(self.by, probabilities, novelty) >= self.threshold)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Any, *, has_novelty: bool) -> Abstention:
-        """The inverse of `to_dict`. Raises FormatError, also for a distance without its measure."""
-        try:
-            names = ("threshold", "target", "coverage", "accuracy")
-            numbers = {name: float(values[name]) for name in names}
-            read = cls(by=str(values["by"]), n=values["n"], **numbers)
-        except (TypeError, KeyError, ValueError) as error:
-            raise _damaged(f"{type(error).__name__} {error}") from error
-        if read.by not in MEASURES or (read.by == "distance" and not has_novelty):
-            raise _damaged(f"by {read.by!r}")
-        if not all(map(math.isfinite, numbers.values())) or type(read.n) is not int:
-            raise _damaged("a threshold, a share or a count that is none")
-        return read
 
 
 def check_abstention(by: str, target: float) -> None:
@@ -78,26 +36,6 @@ def check_abstention(by: str, target: float) -> None:
         )
     if not 0 < target < 1:
         raise ConfigurationError(f"The target accuracy is {target}; expected between 0 and 1.")
-
-
-def confidence(by: str, probabilities: Float64s, novelty: Float64s | None) -> Float64s:
-    """How sure an answer is, the larger the surer, `(n,)`.
-
-    "energy" is the logarithm of the summed exponentials of the logits (Liu et al. 2020), which are
-    centred to a mean of 0: a constant that moves them all says nothing, and probabilities are all
-    that is needed. "distance" is the score of novelty, negative; HeadError without one.
-    """
-    if by == "distance":
-        if novelty is None:
-            raise HeadError(
-                "To abstain by distance takes scores of novelty, and there are none. Fit a measure "
-                "of novelty, or abstain by probability."
-            )
-        return -novelty
-    if by == "energy":
-        sure = np.maximum(probabilities, SMALLEST)
-        return np.asarray((centred_logits(sure) - np.log(sure))[:, 0])
-    return np.asarray(probabilities.max(axis=1))
 
 
 def fit_abstention(
@@ -141,10 +79,3 @@ def _tried(n: int, target: float) -> list[int]:
     if least > n:
         return []
     return sorted({int(count) for count in np.linspace(least, n, TRIED).round()})
-
-
-def _damaged(found: str) -> FormatError:
-    return FormatError(
-        f"Saved rule of abstention: {found}; expected what dinoprobe writes. Load an undamaged "
-        f"copy, or train again."
-    )

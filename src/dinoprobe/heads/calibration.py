@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dinoprobe.decisions import logits_of
 from dinoprobe.errors import HeadError
 from dinoprobe.heads import temperature as temperatures
 from dinoprobe.heads.base import LinearBase, softmax
@@ -32,28 +33,14 @@ def fit_temperature(judged: OutOfFold) -> float:
             "There are no out-of-fold predictions to calibrate on; expected at least one. Add "
             "images, so that a class can train and validate, or leave calibration out."
         )
-    logits = _logits(judged.probabilities)
+    logits = logits_of(judged.probabilities)
     found = temperatures.fit_temperature(logits, judged.codes, judged.weights)
     return float(np.clip(found, *TEMPERATURES))
 
 
 def at_temperature(probabilities: Float64s, temperature: float) -> Float64s:
     """Probabilities `(n, k)` after a division of their logits; 0 stays 0."""
-    return softmax(_logits(probabilities) / temperature)
-
-
-def centred_logits(probabilities: Float64s) -> Float64s:
-    """Logits `(n, k)` whose mean over the classes is 0, as far as these have any probability."""
-    logits = _logits(probabilities)
-    present = np.isfinite(logits)
-    sums = np.where(present, logits, 0).sum(axis=1, keepdims=True)
-    return np.asarray(logits - sums / present.sum(axis=1, keepdims=True))
-
-
-def _logits(probabilities: Float64s) -> Float64s:
-    """Their logarithms; minus infinity for 0."""
-    with np.errstate(divide="ignore"):
-        return np.log(probabilities)
+    return softmax(logits_of(probabilities) / temperature)
 
 
 def apply_temperature(head: ProbeBase, temperature: float) -> None:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.optimize import minimize
 
+from dinoprobe.decisions import centred_logits
 from dinoprobe.errors import ConfigurationError
 from dinoprobe.heads.base import softmax
 from dinoprobe.heads.calibration import (
     apply_temperature,
     at_temperature,
-    centred_logits,
     fit_temperature,
     require_linear,
 )
