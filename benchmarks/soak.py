@@ -228,7 +228,7 @@ def main() -> None:
         folder = given.classifier or saved_classifier(bench, Path(place), print)
         (Path(place) / "photos").mkdir()
         photos = [Path(path).read_bytes() for path in write_photos(Path(place) / "photos", 32)]
-        with service(folder) as (process, port), Neighbours() as neighbours:
+        with Neighbours() as neighbours, service(folder) as (process, port):
             loaded = overload(process, port, photos, given.seconds)
             print(json.dumps(loaded, indent=1))
             sent = hostile(process, port, photos, given.uploads)

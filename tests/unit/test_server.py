@@ -412,6 +412,8 @@ def test_the_openapi_document_names_every_status(served: Served) -> None:
     for path in ("/predict", "/embed", "/v2/models/{model}/infer"):
         answers = document["paths"][path]["post"]["responses"]
         assert {"200", "401", "408", "413", "415", "422", "503"} <= set(answers)
+    (parameter,) = document["paths"]["/v2/models/{model}"]["get"]["parameters"]
+    assert parameter["schema"]["enum"] == ["classifier"]
     assert set(document["paths"]["/predict"]["post"]["requestBody"]["content"]) == {
         "image/*", "application/octet-stream", "multipart/form-data", "application/json",
     }  # fmt: skip

@@ -15,7 +15,7 @@ from dinoprobe.server.bodies import Upload, read_uploads
 from dinoprobe.server.gate import Gate
 from dinoprobe.server.page import CONTENT_POLICY, page
 from dinoprobe.server.problems import ProblemError
-from dinoprobe.server.protocol import add_inference_protocol
+from dinoprobe.server.protocol import add_inference_protocol, name_the_model
 from dinoprobe.server.schema import PROBLEMS, UPLOAD, EmbedBody, PredictBody, StateBody, as_json
 from dinoprobe.server.service import Service, features_of
 
@@ -47,6 +47,7 @@ def create_app(service: Service) -> Gate:
     _add_images(api, service)
     add_inference_protocol(api, service)
     _add_errors(api)
+    name_the_model(api, service.settings.model_name)
     paths = frozenset(api.openapi()["paths"]) | {"/docs", "/openapi.json"}
     named = frozenset(path.replace("{model}", service.settings.model_name) for path in paths)
     return Gate(api, service.settings, service.metrics, service.batcher.check_room, named)

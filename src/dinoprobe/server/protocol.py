@@ -99,6 +99,15 @@ def add_inference_protocol(api: FastAPI, service: Service) -> None:
         return as_json(_outputs(service, value, uploads, rows))
 
 
+def name_the_model(api: FastAPI, name: str) -> None:
+    """Say in the OpenAPI document that there is one model."""
+    for path, operations in api.openapi()["paths"].items():
+        if "{model}" in path:
+            for operation in operations.values():
+                (parameter,) = (p for p in operation["parameters"] if p["name"] == "model")
+                parameter["schema"]["enum"] = [name]
+
+
 def _ready(service: Service) -> Response:
     if not service.is_ready:
         raise ProblemError(503, "ends", "the service ends; ask another.", retry_after_s=1)
