@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 python=${1:?usage: tools/smoke.sh PYTHON (one that has build and hatchling)}
+[[ $python == */* && $python != /* ]] && python=$PWD/$python
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 constraints=$PWD/constraints.txt
@@ -57,7 +58,7 @@ serving=$scratch/serving/bin
     numpy pillow onnxruntime typer fastapi uvicorn prometheus-client python-multipart
 "$serving/python" -m pip install -qq --disable-pip-version-check --no-deps "$scratch"/dist/*.whl
 du -sh "$scratch/serving"
-"$serving/python" - "$scratch/onnx/model.onnx" "$scratch/demo/digits" <<'PYTHON'
+"$serving/python" - "$scratch/onnx/model.onnx" "$scratch/demo/digits/test" <<'PYTHON'
 import importlib.util
 import json
 import pathlib
