@@ -8,7 +8,7 @@ from tests.unit.test_train_calibration import config
 
 from dinoprobe.errors import ConfigurationError, HeadError
 from dinoprobe.heads import LDAProbe, LogisticProbe, RidgeProbe
-from dinoprobe.heads.selection import best_of, select, standard_errors
+from dinoprobe.heads.selection import select, standard_errors
 from dinoprobe.train.checks import check_config
 from dinoprobe.train.protocols import with_options
 
@@ -17,7 +17,8 @@ LOSS = np.array([0.5, 0.4, 0.6, 0.7])
 
 def taken(accuracy, *, rule="one-se", n=100, strongest_last=True):
     accuracy = np.array(accuracy)
-    errors = standard_errors(accuracy, best_of(accuracy, LOSS), n)
+    share = accuracy.max()
+    errors = np.full(len(accuracy), np.sqrt(share * (1 - share) / n))
     return select(accuracy, LOSS, errors, rule=rule, strongest_last=strongest_last)
 
 
@@ -39,21 +40,20 @@ def test_pairs_tell_more_than_shares() -> None:
     correct[:, :10] = False
     correct[1, 10:13] = False
     accuracy = correct.mean(axis=1)
-    found = standard_errors(accuracy, 0, 100, correct)
+    found = standard_errors(0, 100, correct)
     assert found == pytest.approx([0, np.sqrt(0.03 * 0.97) / 10])  # 1.7 points, and 3 between them
     loss = np.zeros(2)
     options = {"rule": "one-se", "strongest_last": True}
-    assert select(accuracy, loss, standard_errors(accuracy, 0, 100), **options) == 1
+    assert select(accuracy, loss, np.full(2, 0.03), **options) == 1
     assert select(accuracy, loss, found, **options) == 0
 
 
 def test_weights_are_repeated_rows() -> None:
     rng = np.random.default_rng(0)
     correct, weights = rng.random((3, 50)) < 0.7, rng.integers(1, 4, 50)
-    accuracy = np.average(correct, axis=1, weights=weights)
     repeated = np.repeat(correct, weights, axis=1)
-    found = standard_errors(accuracy, 0, weights.sum(), correct, weights)
-    assert found == pytest.approx(standard_errors(accuracy, 0, weights.sum(), repeated))
+    found = standard_errors(0, weights.sum(), correct, weights)
+    assert found == pytest.approx(standard_errors(0, weights.sum(), repeated))
 
 
 def test_as_many_wins_as_losses_are_chance() -> None:
@@ -62,7 +62,7 @@ def test_as_many_wins_as_losses_are_chance() -> None:
     correct[1, 2:51] = True  # two lost, one won
     accuracy = correct.mean(axis=1)
     options = {"rule": "one-se", "strongest_last": True}
-    errors = standard_errors(accuracy, 0, 100, correct)
+    errors = standard_errors(0, 100, correct)
     assert select(accuracy, np.zeros(2), errors, **options) == 1
 
 

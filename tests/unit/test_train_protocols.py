@@ -9,6 +9,7 @@ import pytest
 from tests.unit.test_train_calibration import config
 
 from dinoprobe.errors import ConfigurationError
+from dinoprobe.heads import frozen_choice, out_of_fold
 from dinoprobe.pooling import pooled_fingerprint
 from dinoprobe.train import TrainConfig
 from dinoprobe.train.candidates import choose
@@ -138,6 +139,15 @@ def test_auto_tries_every_pooling_and_keeps_a_good_one() -> None:
     assert max(j.accuracy for j in found.judged[:3]) < min(j.accuracy for j in found.judged[3:])
 
 
+def test_predictions_of_the_kept_head_are_those_that_judged_it() -> None:
+    folds = np.arange(180) // 3 % 5
+    found = choose(config(), features(), folds, lambda _: None)
+    again = out_of_fold(frozen_choice(found.head), found.training.X, found.training.y, folds)
+    assert found.predictions is not None
+    np.testing.assert_array_equal(found.predictions.rows, again.rows)
+    np.testing.assert_array_equal(found.predictions.probabilities, again.probabilities)
+
+
 def test_prototypes_come_in_for_few_images() -> None:
     few = features(24)
     found = choose(config(), few, np.arange(24) // 3 % 4, lambda _: None)
@@ -151,8 +161,7 @@ def test_without_folds_the_first_head_for_few_images() -> None:
     assert "without a choice" in said[0]
 
 
-def test_the_choice_knows_nothing_of_test_rows() -> None:
-    """Rows outside the training part are not even given; folds of it decide alone."""
+def test_the_choice_can_be_repeated() -> None:
     folds = np.arange(180) // 3 % 5
     first, second = (choose(config(seed=s), features(), folds, lambda _: None) for s in (0, 0))
     assert first.name == second.name

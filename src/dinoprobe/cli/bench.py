@@ -11,6 +11,10 @@ from dinoprobe.cli.console import Console
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed against the plain way and the limit.")
 
+_RandomWeights = Annotated[
+    bool, typer.Option("--random-weights", help="The published shape, without its weights.")
+]
+
 
 @app.callback()
 def bench() -> None:
@@ -24,10 +28,7 @@ def embed(
     ] = None,
     *,
     encoder: options.EncoderName = None,
-    random_weights: Annotated[
-        bool,
-        typer.Option("--random-weights", help="The published shape, without its weights."),
-    ] = False,
+    random_weights: _RandomWeights = False,
     synthetic: Annotated[
         bool, typer.Option("--synthetic", help="Render photographs (as without a folder).")
     ] = False,
@@ -120,10 +121,7 @@ def serve(
     ] = None,
     *,
     encoder: options.EncoderName = None,
-    random_weights: Annotated[
-        bool,
-        typer.Option("--random-weights", help="The published shape, without its weights."),
-    ] = False,
+    random_weights: _RandomWeights = False,
     concurrency: Annotated[
         str, typer.Option(metavar="1,8", help="Clients at a time, one load after the other.")
     ] = "1,2,8,16",

@@ -130,7 +130,7 @@ class Judged:
     def standard_errors(self, best: int) -> Float64s:
         """Of how far each strength is behind `best`, `(p,)`, from the rows that were kept."""
         correct = self.scores.argmax(axis=2) == self.codes
-        return standard_errors(self.accuracy, best, self.row_count, correct, self.weights)
+        return standard_errors(best, self.row_count, correct, self.weights)
 
     def tempered_loss(self, column: int) -> float:
         """Mean log loss of a strength's kept scores, at their temperature."""

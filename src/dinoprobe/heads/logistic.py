@@ -196,7 +196,7 @@ class LogisticProbe(LinearBase):
         accuracy, loss = total.T / row_count
         right = np.concatenate([np.stack(path.right[:reached]) for path in found], axis=1)
         best = best_of(accuracy, loss)
-        errors = standard_errors(accuracy, best, row_count, right, weights)
+        errors = standard_errors(best, row_count, right, weights)
         results = {"accuracy": accuracy, "log_loss": loss, "standard_error": errors}
         return {"C": np.array(Cs[:reached]), **results}
 

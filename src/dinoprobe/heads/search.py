@@ -138,16 +138,8 @@ def _compared(found: Sequence[Judged]) -> list[Judged]:
     best = best_of(accuracy, losses)
     weights = found[0].out_of_fold.weights
     row_count = correct.shape[1] if weights is None else float(weights.sum())
-    errors = standard_errors(accuracy, best, row_count, correct, weights)
+    errors = standard_errors(best, row_count, correct, weights)
     return [
-        Judged(
-            judged.candidate,
-            judged.head,
-            judged.out_of_fold,
-            judged.accuracy,
-            judged.log_loss,
-            float(accuracy[best] - judged.accuracy),
-            float(error),
-        )
+        replace(judged, behind=float(accuracy[best] - judged.accuracy), error=float(error))
         for judged, error in zip(found, errors, strict=True)
     ]

@@ -64,20 +64,16 @@ def strongest_within(
 
 
 def standard_errors(
-    accuracy: Float64s,
     best: int,
     row_count: float,
-    correct: npt.NDArray[np.bool_] | None = None,
+    correct: npt.NDArray[np.bool_],
     weights: Float64s | None = None,
 ) -> Float64s:
     """Of how far each strength is behind `best`, `(p,)`, from pairs of answers on the same rows.
 
     `correct` `(p, m)` says which of m of the `row_count` rows each strength got right, `weights`
-    `(m,)` how often each counts; without `correct` it is the error of the best accuracy, for all.
+    `(m,)` how often each counts.
     """
-    if correct is None:
-        share = float(accuracy[best])
-        return np.full(len(accuracy), np.sqrt(share * (1 - share) / row_count))
     differences = correct[best].astype(np.float64) - correct
     mean = np.average(differences, axis=1, weights=weights)
     variance = np.average(np.square(differences - mean[:, None]), axis=1, weights=weights)

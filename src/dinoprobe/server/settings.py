@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from dinoprobe.errors import ConfigurationError
 
 MIB = 1 << 20
-TOKEN_VARIABLE = "DINOPROBE_TOKEN"  # noqa: S105 - the name of a variable
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 

@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from dinoprobe.errors import DinoprobeError, HeadError
@@ -16,15 +17,15 @@ from dinoprobe.heads import (
     search,
     with_random_state,
 )
+from dinoprobe.heads.closed import few_folds
 from dinoprobe.train.protocols import plan_of, with_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import numpy as np
     import numpy.typing as npt
 
-    from dinoprobe.heads import Judged, ProbeBase
+    from dinoprobe.heads import Judged, OutOfFold, ProbeBase
     from dinoprobe.train.config import TrainConfig
     from dinoprobe.train.protocols import HeadOptions
     from dinoprobe.types import Features
@@ -34,13 +35,15 @@ if TYPE_CHECKING:
 class Choice:
     """A fitted head with its name, the training part as it was pooled for it, and what was judged.
 
-    `judged` is empty where there was nothing to choose among.
+    `judged` is empty where there was nothing to choose among, `predictions` None: else what the
+    head said of each row of the folds without it.
     """
 
     name: str
     head: ProbeBase
     training: Features
     judged: tuple[Judged, ...] = ()
+    predictions: OutOfFold | None = None
 
     @property
     def events(self) -> list[dict[str, Any]]:
@@ -96,7 +99,8 @@ def _searched(
         done=done,
     )
     chosen = best.candidate
-    return Choice(chosen.name, best.head, views[chosen.pooling], tuple(found))
+    complete = best.out_of_fold if np.array_equal(few_folds(folds), folds) else None
+    return Choice(chosen.name, best.head, views[chosen.pooling], tuple(found), complete)
 
 
 def _views(poolings: Sequence[str], training: Features) -> dict[str, Features]:

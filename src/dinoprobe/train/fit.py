@@ -77,12 +77,16 @@ def fit(
         events = [*choice.events, *_events(choice.head, say)]
     fitted, training = choice.head, choice.training
     frozen = frozen_choice(fitted)
-    dealt = dealt_folds(training, seed=config.seed, near=near)
-    audited = out_of_fold(frozen, training.X, training.y, dealt)
+
+    def left_out(parts_of: npt.NDArray[np.intp]) -> OutOfFold:
+        if choice.predictions is not None and np.array_equal(parts_of, folds):
+            return choice.predictions
+        return out_of_fold(frozen, training.X, training.y, parts_of)
+
+    judged = audited = left_out(dealt_folds(training, seed=config.seed, near=near))
     suspects = suspicious_labels(audited, training.keys)
-    judged = audited
     if "val" in kept and wants_predictions(config):
-        judged = out_of_fold(frozen, training.X, training.y, folds)
+        judged = left_out(folds)
     shift = prior_shift(config.prior, fitted, training.y)
     trust = trusted(config, fitted, judged, training, shift)
     for note in trust.notes:
