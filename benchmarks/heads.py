@@ -518,9 +518,10 @@ def scores(measured: Measured, data: Data) -> tuple[float, float]:
 def line(name: str, found: dict[str, Any]) -> str:
     """An entry for reading."""
     if "peak_of_features" in found:
-        return (
-            f"{name}: peak {found['peak_of_features']:.2f} x the features, {found['seconds']:.1f} s"
+        beyond, features = (
+            found[key] / 1e6 for key in ("peak_bytes_beyond_features", "features_bytes")
         )
+        return f"{name}: {beyond:.0f} MB beyond the {features:.0f} MB of features"
     gap = "" if found["objective_gap"] is None else f", gap {found['objective_gap']:.1e}"
     return (
         f"{name}: {found['seconds']:.2f} s, peer {found['peer_seconds']:.2f} s, "
