@@ -579,6 +579,16 @@ def test_the_digest_sees_values_and_not_order_or_rounding_noise() -> None:
     assert digest_of(X + np.float32(0.1) * np.eye(3, dtype=np.float32), [0, 1, 2]) != reference
 
 
+def test_known_failures_are_tried_again_when_asked(store: FeatureStore, decoder: Decoder) -> None:
+    contents = numbered(3) | {"z-bad": b"bad"}
+    for flush, tried in ((Flush(), 1), (Flush(), 0), (Flush(retry_failures=True), 1)):
+        decoder.decoded.clear()
+        done = embed(dataset_of(contents), TinyEncoder(), store=store, flush=flush)
+        assert (done.embedded, done.failed) == (3, 1)
+        assert decoder.decoded.count(b"bad") == tried
+        assert any("known from an earlier run" in note for note in done.notes) == (not tried)
+
+
 def test_failures_are_written_as_csv(tmp_path: Path) -> None:
     failures = [Failure('a,"b".jpg', "broken", "cut"), Failure("é", "unreadable", "x \udce9")]
     write_failures(tmp_path / "failures.csv", failures)

@@ -334,3 +334,47 @@ def test_importing_the_store_is_cheap_and_using_it_is_silent(tmp_path: Path) -> 
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_staged_rows_are_there_once_they_are_appended(store: FeatureStore) -> None:
+    """Two processes write, a third one commits; what is never committed harms nobody."""
+    X, hashes = matrix(9), names(9)
+    description = {"encoder": "tiny"}
+    staged = store.stage(PRINT, hashes[:3], X[:3], description=description)
+    staged += store.stage(PRINT, hashes[3:6], X[3:6], description=description)
+    lost = store.stage(PRINT, hashes[6:], X[6:], description=description)
+    assert len(staged) == 2
+    assert len(lost) == 1
+    assert store.verify(PRINT) == (0, 0, 0)
+    store.append(PRINT, names(1, first=50), matrix(1))
+    store.append_staged(PRINT, staged)
+    store.append_staged(PRINT, [])
+    assert store.describe(PRINT) == description
+    assert store.verify(PRINT) == (7, 0, 0)
+    rows = store.get(PRINT, hashes)
+    assert set(rows.position) == set(hashes[:6])
+    for name in rows.position:
+        np.testing.assert_array_equal(rows.X[rows.position[name]], X[hashes.index(name)])
+    store.compact(PRINT)
+    assert store.verify(PRINT) == (7, 0, 0)
+    assert store.stage(PRINT, [], np.empty((0, 8), np.float32)) == []
+
+
+def test_rows_staged_before_another_part_came_keep_their_parts(store: FeatureStore) -> None:
+    X = matrix(4, d=8)
+    staged = store.stage(PRINT, names(4), X, parts=("cls",))
+    store.append(PRINT, names(2, first=20), matrix(2, d=16), parts=("cls", "mean"))
+    store.append_staged(PRINT, staged)
+    rows = store.get(PRINT, names(4), parts=("cls",))
+    np.testing.assert_array_equal(rows.X[[rows.position[name] for name in names(4)]], X)
+    assert store.get(PRINT, names(4), parts=("cls", "mean")).position == {}
+    assert store.verify(PRINT) == (6, 0, 0)
+
+
+def test_staged_rows_of_a_store_that_is_gone_are_an_error(
+    store: FeatureStore, tmp_path: Path
+) -> None:
+    staged = store.stage(PRINT, names(2), matrix(2))
+    (tmp_path / "features").rename(tmp_path / "moved")
+    with pytest.raises(StoreError, match=r"is gone, with 1 files"):
+        store.append_staged(PRINT, staged)

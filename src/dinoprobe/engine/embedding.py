@@ -1,8 +1,7 @@
 """A whole dataset to features, with a store in between: what is known is not computed again.
 
 Progress is committed every 4,096 rows or 10 s, whichever is first, so a kill costs at most 10 s of
-work and Lance gets at most 360 small fragments an hour, which the end of the run joins. Features
-are committed before the manifest; an entry without its row only costs one more reading.
+work and Lance gets at most 360 small fragments an hour, which the end of the run joins.
 """
 
 from __future__ import annotations
@@ -14,15 +13,13 @@ import time
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from threading import Lock
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
-from dinoprobe.engine.pipeline import TIMEOUT_S, Auto, EncoderLike, Pools, run
-from dinoprobe.engine.readers import RETRIED_KINDS, Loaded
-from dinoprobe.errors import MismatchError, StoreError
+from dinoprobe.engine.ledger import Flush, Ledger, RowKind, lost_rows, row_kind
+from dinoprobe.engine.pipeline import TIMEOUT_S, Auto, Described, EncoderLike, Pools, run
+from dinoprobe.errors import MismatchError
 from dinoprobe.files import write_atomic
-from dinoprobe.pooling import parts_of
-from dinoprobe.store import WHOLE, Entry, MemoryStore, Rows, RowStore
+from dinoprobe.store import MemoryStore, Rows, RowStore
 from dinoprobe.types import Dataset, Failure, Features, NoProgress, Progress, Sample
 
 if TYPE_CHECKING:
@@ -33,17 +30,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from dinoprobe.engine.pipeline import Result
-    from dinoprobe.store import KnownHashes
 
-_PASSES = 2  # the second one replaces stored rows that turned out to be damaged
-
-
-@dataclass(frozen=True, slots=True)
-class Flush:
-    """What is finished is committed after so many rows or seconds, whichever is first."""
-
-    rows: int = 4096
-    seconds: float = 10.0
+PASSES = 2  # the second one replaces stored rows that turned out to be damaged
 
 
 _FLUSH = Flush()
@@ -103,13 +91,15 @@ def embed(
 
     With a store, an image whose bytes are known under the encoder's fingerprint, or for a pooling
     that has all parts of this one, is not encoded again, and a file with an unchanged stamp is not
-    even read. A decoding failure with an unchanged stamp is listed again without a new try; a file
-    that could not be read, or not within `timeout_s`, is tried each time. On Ctrl-C, or any error,
-    what is finished is committed before it goes on to the caller. Raises StoreError, EncoderError,
-    MismatchError and ConfigurationError.
+    even read. A decoding failure with an unchanged stamp is listed again without a new try, unless
+    `flush` says so; a file that could not be read, or not within `timeout_s`, is tried each time.
+    On Ctrl-C, or any error, what is finished is committed before it goes on to the caller. Raises
+    StoreError, EncoderError, MismatchError and ConfigurationError.
     """
     started = time.perf_counter()
-    ledger = _Ledger(dataset, encoder, store or MemoryStore(), flush)
+    place, kind = store or MemoryStore(), row_kind(encoder)
+    buffer = RowBuffer(place, kind)
+    ledger = Ledger(dataset, kind, place, flush, buffer.commit)
     progress = progress or NoProgress()
     samples = ledger.open()
     progress.start(len(dataset), len(ledger.hashes))
@@ -122,20 +112,27 @@ def embed(
         workers=workers,
         timeout_s=timeout_s,
     )
-    for _ in range(_PASSES):
-        _work_off(samples, read, ledger, progress)
-        rows = ledger.rows()
-        samples = ledger.take_back(rows)
+    for _ in range(PASSES):
+        _work_off(samples, read, ledger, buffer, progress)
+        rows = read_rows(ledger, encoder)
+        samples = ledger.take_back(frozenset(rows.position))
         if not samples:
             break
     else:
-        raise StoreError(
-            f"{len(samples)} rows that were just stored can not be read back, the first for "
-            f"{samples[0].key}. Expected sound rows. Check the disk, or use another store."
-        )
+        raise lost_rows(samples)
     ledger.tidy()
     progress.finish()
-    return ledger.embedding(rows, time.perf_counter() - started)
+    summary = ledger.summary()
+    return Embedding(
+        features=features_of(ledger, encoder, rows),
+        embedded=summary.embedded,
+        cached=summary.cached,
+        encoded=summary.encoded,
+        failed=len(summary.failures),
+        skipped=summary.skipped,
+        seconds=time.perf_counter() - started,
+        notes=summary.notes,
+    )
 
 
 def write_failures(path: str | os.PathLike[str], failures: Iterable[Failure]) -> None:
@@ -150,7 +147,8 @@ def write_failures(path: str | os.PathLike[str], failures: Iterable[Failure]) ->
 def _work_off(
     samples: Sequence[Sample],
     read: Callable[[Sequence[Sample]], Generator[Result, None, None]],
-    ledger: _Ledger,
+    ledger: Ledger,
+    buffer: RowBuffer,
     progress: Progress,
 ) -> None:
     if not samples:
@@ -159,7 +157,9 @@ def _work_off(
     with closing(read(samples)) as results:
         try:
             for loaded, row in results:
-                ledger.add(loaded, row)
+                if row is not None and loaded.content_hash is not None:
+                    buffer.add(loaded.content_hash, row)
+                ledger.add(loaded, encoded=row is not None)
                 failed = loaded.failure is not None
                 progress.advance(int(not failed), int(failed))
         finally:
@@ -168,228 +168,50 @@ def _work_off(
 
 @final
 @dataclass
-class _Ledger:
-    """What one run knows of its dataset, and what it has not committed yet.
+class RowBuffer:
+    """Rows that are not in the store yet."""
 
-    `hashes` and `failures` are by key. `claim` is called from the reader threads, all else from the
-    calling thread.
-    """
-
-    dataset: Dataset
-    encoder: EncoderLike
     store: RowStore
-    due: Flush
-    hashes: dict[str, str] = field(default_factory=dict)
-    failures: dict[str, Failure] = field(default_factory=dict)
-    encoded: set[str] = field(default_factory=set)
-    known_failures: int = 0
-    damaged: int = 0
-    untidy: str = ""
+    kind: RowKind
+    hashes: list[str] = field(default_factory=list)
+    rows: list[npt.NDArray[np.float32]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self._fingerprint, self._parts = _row_kind(self.encoder)
-        self._entries: dict[str, Entry] = {}
-        self._known: KnownHashes = frozenset()
-        self._claimed: set[str] = set()
-        self._lock = Lock()
-        self._new_entries: list[Entry] = []
-        self._new_hashes: list[str] = []
-        self._new_rows: list[npt.NDArray[np.float32]] = []
-        self._flushed_at = time.monotonic()
+    def add(self, name: str, row: npt.NDArray[np.float32]) -> None:
+        """Take one row."""
+        self.hashes.append(name)
+        self.rows.append(row)
 
-    def open(self) -> list[Sample]:
-        """Read what is known; the samples that are left to do."""
-        self._known = self.store.known(self._fingerprint, parts=self._parts)
-        self._entries = self.store.manifest(self._fingerprint, self.dataset.uri)
-        left = [sample for sample in self.dataset.samples if not self._recall(sample)]
-        self.known_failures = len(self.failures)
-        return left
-
-    def claim(self, content_hash: str) -> bool:
-        """True for the first sample of a hash that has no features yet."""
-        with self._lock:
-            if content_hash in self._claimed or content_hash in self._known:
-                return False
-            self._claimed.add(content_hash)
-            return True
-
-    def add(self, loaded: Loaded, row: npt.NDArray[np.float32] | None) -> None:
-        """Take one result of the pipeline, and commit where that is due."""
-        key, name = loaded.sample.key, loaded.content_hash
-        self.failures.pop(key, None)
-        if loaded.failure is not None:
-            self.failures[key] = loaded.failure
-        if name is not None:
-            self.hashes[key] = name
-        self._note(_entry(loaded))
-        if row is not None and name is not None:
-            self.encoded.add(name)
-            self._new_hashes.append(name)
-            self._new_rows.append(row)
-        overdue = time.monotonic() - self._flushed_at >= self.due.seconds
-        if len(self._new_entries) >= self.due.rows or overdue:
-            self.flush()
-
-    def flush(self) -> None:
-        """Commit the features, then the manifest."""
+    def commit(self) -> None:
+        """Append all of them, and hold none."""
         import numpy as np
 
-        if self._new_rows:
-            self.store.append(
-                self._fingerprint,
-                self._new_hashes,
-                np.stack(self._new_rows),
-                parts=self._parts,
-                description=self._description(),
-            )
-            self._new_hashes, self._new_rows = [], []
-        self.store.record(self._fingerprint, self.dataset.uri, self._new_entries)
-        self._new_entries = []
-        self._flushed_at = time.monotonic()
+        if not self.rows:
+            return
+        fingerprint, parts, description = self.kind
+        X = np.stack(self.rows)
+        self.store.append(fingerprint, self.hashes, X, parts=parts, description=description)
+        self.hashes, self.rows = [], []
 
-    def rows(self) -> Rows:
-        """The features of every hash of this dataset, from the store."""
-        rows = self.store.get(self._fingerprint, self.hashes.values(), parts=self._parts)
-        if len(rows.X) and rows.X.shape[1] != self.encoder.dimension:
-            raise MismatchError(
-                f"the store holds rows of {rows.X.shape[1]} values under the fingerprint "
-                f"{self._fingerprint}, the encoder gives {self.encoder.dimension}. "
-                "Use another store, or delete that folder of it."
-            )
-        return rows
 
-    def take_back(self, rows: Rows) -> list[Sample]:
-        """Samples whose features should be stored and are not, to be done once more.
-
-        A copy of an image that failed fails as its first one did.
-        """
-        failed = {self.hashes[key]: f for key, f in self.failures.items() if key in self.hashes}
-        again = []
-        for sample in self.dataset.samples:
-            name = self.hashes.get(sample.key)
-            if name is None or name in rows.position or sample.key in self.failures:
-                continue
-            if name in failed:
-                self.failures[sample.key] = failed[name]._replace(key=sample.key)
-            else:
-                again.append(sample)
-        missing = {self.hashes[sample.key] for sample in again}
-        self.damaged += len(missing)
-        self._known = frozenset(rows.position)
-        self._claimed -= missing
-        return again
-
-    def tidy(self) -> None:
-        """Compact the store; where that fails the features are there all the same."""
-        try:
-            self.store.compact(self._fingerprint, self.dataset.uri)
-        except StoreError as error:
-            self.untidy = str(error)
-
-    def embedding(self, rows: Rows, seconds: float) -> Embedding:
-        """The result, in the order of the dataset."""
-        used = [s for s in self.dataset.samples if s.key not in self.failures]
-        hashes = [self.hashes[sample.key] for sample in used]
-        failures = tuple(
-            self.failures[s.key] for s in self.dataset.samples if s.key in self.failures
+def read_rows(ledger: Ledger, encoder: Described) -> Rows:
+    """The features of every hash of the ledger's dataset, from its store. Raises MismatchError."""
+    fingerprint, parts, _ = ledger.kind
+    rows = ledger.store.get(fingerprint, ledger.hashes.values(), parts=parts)
+    if len(rows.X) and rows.X.shape[1] != encoder.dimension:
+        raise MismatchError(
+            f"the store holds rows of {rows.X.shape[1]} values under the fingerprint "
+            f"{fingerprint}, the encoder gives {encoder.dimension}. "
+            "Use another store, or delete that folder of it."
         )
-        cached = sum(name not in self.encoded for name in hashes)
-        return Embedding(
-            features=_features(self.dataset, used, hashes, rows, failures, self.encoder),
-            embedded=len(used),
-            cached=cached,
-            encoded=len(self.encoded),
-            failed=len(failures),
-            skipped=sum(self.dataset.ignored.values()),
-            seconds=seconds,
-            notes=self._notes(len(used) - cached - len(self.encoded)),
-        )
-
-    def _description(self) -> dict[str, Any]:
-        """What the rows of the store's table have in common."""
-        described = dict(self.encoder.description)
-        if isinstance(self.encoder, Pools):
-            described.pop("pooling", None)
-        return described
-
-    def _recall(self, sample: Sample) -> bool:
-        """Whether the manifest already says all about this sample."""
-        entry = self._entries.get(sample.key)
-        if entry is None or entry.stamp is None or not _unchanged(sample, entry):
-            return False
-        if entry.failure_kind is not None:
-            if entry.failure_kind in RETRIED_KINDS:
-                return False
-            reason = entry.failure_reason or ""
-            self.failures[sample.key] = Failure(sample.key, entry.failure_kind, reason)
-        elif entry.content_hash is not None and entry.content_hash in self._known:
-            self.hashes[sample.key] = entry.content_hash
-        else:
-            return False
-        self._note(entry._replace(label=sample.label, split=sample.split, group=sample.group))
-        return True
-
-    def _note(self, entry: Entry) -> None:
-        if self._entries.get(entry.key) != entry:
-            self._entries[entry.key] = entry
-            self._new_entries.append(entry)
-
-    def _notes(self, copies: int) -> tuple[str, ...]:
-        counts = {
-            "{} images are animated or have pages: the first frame was used.": sum(
-                self._entries[key].more_frames for key in self.hashes if key not in self.failures
-            ),
-            "{} images have the same bytes as another one and were encoded once.": copies,
-            "{} failures are known from an earlier run; only touched files are tried again.": (
-                self.known_failures
-            ),
-            "{} stored rows were damaged and were encoded again.": self.damaged,
-        }
-        notes = [text.format(f"{count:,}") for text, count in counts.items() if count]
-        if self.untidy:
-            notes.append(f"The features are stored, but the store was not compacted: {self.untidy}")
-        return tuple(notes)
+    return rows
 
 
-def _row_kind(encoder: EncoderLike) -> tuple[str, tuple[str, ...]]:
-    """The fingerprint that the store's table is found by, and the parts of a row."""
-    if isinstance(encoder, Pools):
-        return encoder.base_fingerprint, parts_of(encoder.pooling)
-    return encoder.fingerprint, WHOLE
-
-
-def _unchanged(sample: Sample, entry: Entry) -> bool:
-    try:
-        return sample.source.stamp() == entry.stamp
-    except OSError:
-        return False
-
-
-def _entry(loaded: Loaded) -> Entry:
-    sample, failure = loaded.sample, loaded.failure
-    return Entry(
-        key=sample.key,
-        stamp=loaded.stamp,
-        content_hash=loaded.content_hash,
-        label=sample.label,
-        split=sample.split,
-        group=sample.group,
-        failure_kind=failure.kind if failure else None,
-        failure_reason=failure.reason if failure else None,
-        more_frames=loaded.more_frames,
-    )
-
-
-def _features(
-    dataset: Dataset,
-    samples: Sequence[Sample],
-    hashes: Sequence[str],
-    rows: Rows,
-    failures: tuple[Failure, ...],
-    encoder: EncoderLike,
-) -> Features:
+def features_of(ledger: Ledger, encoder: Described, rows: Rows) -> Features:
+    """The features of a dataset, in its order, from rows that were read back."""
     import numpy as np
 
+    dataset, samples = ledger.dataset, ledger.used()
+    hashes = [ledger.hashes[sample.key] for sample in samples]
     y = np.empty(len(samples), dtype=object)
     y[:] = [sample.label for sample in samples]
     positions = np.asarray([rows.position[name] for name in hashes], dtype=np.intp)
@@ -403,7 +225,7 @@ def _features(
         hashes=tuple(hashes),
         splits=tuple(sample.split for sample in samples),
         groups=tuple(sample.group for sample in samples),
-        failures=failures,
+        failures=ledger.summary().failures,
         pooling=encoder.pooling if isinstance(encoder, Pools) else None,
         base_fingerprint=encoder.base_fingerprint if isinstance(encoder, Pools) else None,
     )

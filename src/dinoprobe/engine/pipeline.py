@@ -41,12 +41,8 @@ TIMEOUT_S = 120.0  # of one image; 200 megapixels take some 4 s
 _WAITING_PER_IMAGE = 128
 
 
-class EncoderLike(Protocol):
-    """What the engine needs of an encoder."""
-
-    @property
-    def preprocessing(self) -> Any:
-        """Handed to `preprocess.prepare`."""
+class Described(Protocol):
+    """What a store needs to know of an encoder."""
 
     @property
     def dimension(self) -> int:
@@ -59,6 +55,14 @@ class EncoderLike(Protocol):
     @property
     def description(self) -> dict[str, Any]:
         """What the fingerprint stands for, as JSON values."""
+
+
+class EncoderLike(Described, Protocol):
+    """What the engine needs of an encoder."""
+
+    @property
+    def preprocessing(self) -> Any:
+        """Handed to `preprocess.prepare`."""
 
     def encode(self, images: torch.Tensor) -> npt.NDArray[np.float32]:
         """`(n, 3, height, width)` as `prepare` gives it to `(n, dimension)` float32.

@@ -6,6 +6,7 @@ dataset or to add a column, and then the loser opens it as it is and goes on.
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dinoprobe.errors import DinoprobeError, FormatError, MismatchError, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 FORMAT = "2"
 FORMAT_KEY = b"dinoprobe.format"
@@ -86,13 +87,56 @@ def open_dataset(path: str) -> Any | None:
 
 def append_table(path: str, table: Any) -> None:
     """Commit `table`, and try again where another writer was faster."""
+
+    def append() -> None:
+        dataset = prepare_table(path, table.schema)
+        rows = table.replace_schema_metadata(dataset.schema.metadata)
+        load_lance().write_dataset(rows, dataset, mode="append")
+
+    _until_won(append)
+
+
+def prepare_table(path: str, schema: Any) -> Any:
+    """The dataset at `path` with every column of the schema, made where there is none."""
+    dataset = open_dataset(path) or _created(path, schema)
+    _same_lengths(path, dataset.schema, schema)
+    return _with_columns(path, dataset, schema)
+
+
+def stage_table(path: str, table: Any) -> list[str]:
+    """Write the rows where `append_staged` finds them, of which nothing tells until then; as text.
+
+    What is never appended is removed by a compaction seven days later: until then Lance can not
+    tell it from the work of another writer.
+    """
+    dataset = prepare_table(path, table.schema)
+    rows = table.replace_schema_metadata(dataset.schema.metadata)
+    written = load_lance().fragment.write_fragments(rows, dataset, mode="append")
+    return [json.dumps(fragment.to_json()) for fragment in written]
+
+
+def append_staged(path: str, staged: Sequence[str]) -> None:
+    """Commit what `stage_table` wrote, here or in other processes: all of it or none."""
+    lance = load_lance()
+    fragments = [lance.fragment.FragmentMetadata.from_json(text) for text in staged]
+
+    def append() -> None:
+        dataset = open_dataset(path)
+        if dataset is None:
+            raise StoreError(
+                f"{path}: is gone, with {len(staged)} files that were written there. Expected the "
+                "folder of this run. Run again, and leave the store alone meanwhile."
+            )
+        operation = lance.LanceOperation.Append(fragments)
+        lance.LanceDataset.commit(dataset, operation, read_version=dataset.version)
+
+    _until_won(append)
+
+
+def _until_won(commit: Callable[[], None]) -> None:
     for attempt in range(_COMMIT_TRIES):
-        dataset = open_dataset(path) or _created(path, table.schema)
-        _same_lengths(path, dataset.schema, table.schema)
         try:
-            dataset = _with_columns(path, dataset, table.schema)
-            rows = table.replace_schema_metadata(dataset.schema.metadata)
-            load_lance().write_dataset(rows, dataset, mode="append")
+            commit()
         except OSError as error:
             if attempt + 1 == _COMMIT_TRIES or not _lost_race(error):
                 raise

@@ -1,4 +1,4 @@
-"""The store on Lance: where things lie, and its five verbs."""
+"""The store on Lance: where things lie, and its verbs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, cast, final
 from dinoprobe.errors import ConfigurationError
 from dinoprobe.files import user_cache
 from dinoprobe.store.commits import (
+    append_staged,
     append_table,
     compact_dataset,
     load_lance,
     open_dataset,
     reported,
+    stage_table,
 )
 from dinoprobe.store.tables import (
     DESCRIPTION_KEY,
@@ -115,6 +117,36 @@ class FeatureStore:
         with reported(path, size_bytes=rows.nbytes):
             digests = [digest(name) for name in hashes]
             append_table(path, feature_table(digests, rows, parts, description))
+
+    def stage(
+        self,
+        fingerprint: str,
+        hashes: Sequence[str],
+        X: npt.NDArray[np.float32],
+        *,
+        parts: Sequence[str] = WHOLE,
+        description: Mapping[str, object] | None = None,
+    ) -> list[str]:
+        """As `append`, but the rows are there only once `append_staged` was given what this
+        returns, from whatever process. A row takes no room twice: it is written here.
+        """
+        rows = checked(hashes, X, parts)
+        if not len(rows):
+            return []
+        path = self._features(fingerprint)
+        with reported(path, size_bytes=rows.nbytes):
+            digests = [digest(name) for name in hashes]
+            return stage_table(path, feature_table(digests, rows, parts, description))
+
+    def append_staged(self, fingerprint: str, staged: Sequence[str]) -> None:
+        """Make rows that `stage` wrote part of the store, all or none: one commit for many files,
+        of many processes.
+        """
+        if not staged:
+            return
+        path = self._features(fingerprint)
+        with reported(path):
+            append_staged(path, staged)
 
     def describe(self, fingerprint: str) -> dict[str, Any]:
         """What the first writer said of this fingerprint, or an empty dictionary."""
