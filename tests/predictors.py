@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 CLASSES = ("red", "green", "blue")
+HANGS = b"a decoder that does not end"
 
 
 class MeanColour:
     """Says which of three colours an image has most of: its features are the mean colour.
 
-    `seconds` is how long a batch takes; nothing is encoded while `go` is cleared.
+    `seconds` is how long a batch takes; nothing is encoded while `go` is cleared. The decoder of
+    `HANGS` does not end until `freed` is set.
     """
 
     def __init__(
@@ -35,8 +37,11 @@ class MeanColour:
         self.go.set()
         self.batches: list[tuple[int, bool]] = []
         self.fails: Exception | None = None
+        self.freed = threading.Event()
 
-    def preprocess(self, image: bytes, *, max_pixels: int) -> Any:
+    def preprocess(self, image: Any, *, max_pixels: int) -> Any:
+        if isinstance(image, bytes) and image == HANGS:
+            self.freed.wait()
         return decode(image, max_pixels=max_pixels).pixels.mean(axis=(0, 1))
 
     def predict(self, images: Sequence[Any], *, alone: bool) -> Outputs:
@@ -66,6 +71,10 @@ def main() -> None:
     parser.add_argument("--drain", type=float, default=0.0)
     parser.add_argument("--timeout", type=float, default=1.0)
     parser.add_argument("--pending", type=int, default=0)
+    parser.add_argument("--connections", type=int, default=1024)
+    parser.add_argument("--decode-timeout", type=float, default=5.0)
+    parser.add_argument("--max-stuck", type=int, default=4)
+    parser.add_argument("--exit-when-stuck", action="store_true")
     given = parser.parse_args()
     settings = ServerSettings(
         port=0,
@@ -73,6 +82,10 @@ def main() -> None:
         body_timeout_s=given.timeout,
         head_timeout_s=given.timeout,
         max_pending=given.pending,
+        max_connections=given.connections,
+        decode_timeout_s=given.decode_timeout,
+        max_stuck=given.max_stuck,
+        exit_when_stuck=given.exit_when_stuck,
     )
     serve(
         MeanColour(seconds=given.seconds),

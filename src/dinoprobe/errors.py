@@ -81,6 +81,12 @@ class MismatchError(FormatError):
     """Two sides that must agree and do not; the message names both."""
 
 
+class ServiceError(DinoprobeError, RuntimeError):
+    """A service that ended itself, to be started again."""
+
+    exit_code = EXIT_BUG
+
+
 class MissingExtraError(DinoprobeError, ImportError):
     """An optional dependency that is not installed."""
 

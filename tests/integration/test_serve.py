@@ -7,11 +7,13 @@ import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from tests.checkpoints import save_vit
+from tests.predictors import HANGS
 from tests.served import Answer, Process, png
 from typer.testing import CliRunner
 
@@ -147,6 +149,20 @@ def test_a_second_signal_ends_it_at_once(colours: Any) -> None:
     assert server.process.wait(10) == 0
 
 
+def test_it_ends_itself_where_decoders_hang_if_it_is_to(colours: Any) -> None:
+    server = colours("--decode-timeout", 0.1, "--max-stuck", 1, "--exit-when-stuck")
+    assert server.post(HANGS).reason == "timeout"
+    assert server.request("GET", "/readyz").status == 200
+    server.post(HANGS)
+    assert server.process.wait(20) == 1
+    server._reader.join(5)
+    events = [json.loads(line) for line in server.log if line.startswith("{")]
+    hangs = [event["stuck"] for event in events if event["event"] == "a decoder hangs"]
+    assert hangs == [1, 2]
+    assert "it ends, for decoders hang" in [event["event"] for event in events]
+    assert "ServiceError" in "".join(server.log)
+
+
 # --- slow clients -------------------------------------------------------------------------------
 
 HEAD = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: image/png\r\ncontent-length: 9000\r\n"
@@ -225,8 +241,34 @@ def test_a_body_that_is_too_long_is_refused_before_it_comes(colours: Any) -> Non
 def test_what_is_no_http_is_400_or_cut_off(colours: Any, data: bytes) -> None:
     server = colours()
     found = until_closed(open_socket(server, data))
-    assert found == b"" or found.startswith((b"HTTP/1.1 4",)), found
+    assert found == b"" or found.startswith(b"HTTP/1.1 4"), found
+    if found:
+        document = json.loads(found.partition(b"\r\n\r\n")[2])
+        assert document["schema"] == "dinoprobe.http-error/1"
     assert server.post().status == 200
+
+
+@pytest.mark.parametrize("most", [1, 20])
+def test_a_connection_too_many_is_told_so_in_the_same_form(colours: Any, most: int) -> None:
+    server = colours("--connections", most, "--timeout", 30)
+    with ExitStack() as closing:
+        idle = [closing.enter_context(open_socket(server, b"")) for _ in range(most)]
+        refused = server.post()
+        document = json.loads(refused.content)
+        assert (refused.status, document["reason"]) == (503, "too-many-connections")
+        assert (refused.headers["retry-after"], refused.headers["connection"]) == ("1", "close")
+        assert document["request_id"] == refused.headers["x-request-id"]
+        assert server.request("GET", "/healthz").status == 200
+        more = [closing.enter_context(open_socket(server, b"")) for _ in range(most)]
+        assert until_closed(open_socket(server, b"")) == b""  # twice as many: no word any more
+        assert [until_closed(client) for client in more] == [b""] * most  # within a second
+        for client in idle:
+            client.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert client.recv(1000).startswith(b"HTTP/1.1 200")  # those that were there go on
+    while server.post().status == 503:  # until it has seen them close
+        time.sleep(0.01)
+    text = server.request("GET", "/metrics").content.decode()
+    assert 'dinoprobe_failures_total{reason="too-many-connections"}' in text
 
 
 # --- load ---------------------------------------------------------------------------------------

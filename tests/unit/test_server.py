@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import io
-import json
 import pickle
 import re
 import threading
@@ -15,81 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
-from starlette.testclient import TestClient
-from tests.predictors import CLASSES, MeanColour
+from tests.in_process import GREEN, RED, encoded, image, wait_for
+from tests.predictors import CLASSES, HANGS, MeanColour
 
 from dinoprobe.errors import ConfigurationError
 from dinoprobe.heads import Abstention, PredictionSets
 from dinoprobe.prediction import Rules
-from dinoprobe.server.app import create_app
 from dinoprobe.server.problems import ProblemError
-from dinoprobe.server.service import Service
 from dinoprobe.server.settings import ServerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.in_process import Served
+
 DESCRIBED = {"schema"} | set(
     re.findall(r"`([a-z_]+)`", (Path(__file__).parents[2] / "docs" / "json.md").read_text("utf-8"))
 )
-
-
-def image(colour: tuple[int, int, int], size: tuple[int, int] = (8, 6), kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, kind)
-    return file.getvalue()
-
-
-RED, GREEN = image((200, 30, 20)), image((20, 210, 20))
-
-
-class Served:
-    """A client, and what is behind it."""
-
-    def __init__(self, predictor: MeanColour | None = None, **settings: Any) -> None:
-        self.predictor = predictor or MeanColour()
-        self.service = Service(self.predictor, ServerSettings(**settings))
-        self.client = TestClient(create_app(self.service), raise_server_exceptions=False)
-
-    def post(self, data: bytes, path: str = "/predict", kind: str = "image/png") -> Any:
-        return self.client.post(path, content=data, headers={"content-type": kind})
-
-    def json(self, value: object, path: str = "/predict") -> Any:
-        return self.post(json.dumps(value).encode(), path, "application/json")
-
-    def metric(self, line: str) -> float:
-        text = self.client.get("/metrics").text
-        found = re.search(rf"^{re.escape(line)} (\S+)$", text, re.MULTILINE)
-        return float(found.group(1)) if found else 0.0
-
-    def close(self) -> None:
-        self.predictor.go.set()
-        self.client.close()
-        self.service.batcher.close()
-
-
-@pytest.fixture
-def served() -> Iterator[Served]:
-    found = Served()
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def serve() -> Iterator[Any]:
-    made: list[Served] = []
-
-    def make(*arguments: Any, **settings: Any) -> Served:
-        made.append(Served(*arguments, **settings))
-        return made[-1]
-
-    yield make
-    for found in made:
-        found.close()
-
-
-def encoded(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 # --- answers ------------------------------------------------------------------------------------
@@ -233,6 +173,14 @@ def test_another_path_or_method_is_told_in_the_same_form(served: Served) -> None
     assert (method.status_code, method.headers["allow"]) == (405, "POST")
 
 
+def test_a_compressed_body_is_refused(served: Served) -> None:
+    headers = {"content-type": "image/png", "content-encoding": "gzip"}
+    answer = served.client.post("/predict", content=RED, headers=headers)
+    assert (answer.status_code, answer.json()["reason"]) == (415, "content-encoding")
+    headers["content-encoding"] = "identity"
+    assert served.client.post("/predict", content=RED, headers=headers).status_code == 200
+
+
 def test_a_body_without_a_length_is_counted_as_it_comes(serve: Any) -> None:
     served = serve(max_body_bytes=1000)
 
@@ -260,13 +208,6 @@ def test_the_token_opens_all_but_the_probes(serve: Any) -> None:
 
 
 # --- load ---------------------------------------------------------------------------------------
-
-
-def wait_for(holds: Any) -> None:
-    end = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < end, "it never came to that"
-        time.sleep(0.002)
 
 
 def test_a_full_line_is_refused_at_once_with_a_time_to_come_again(serve: Any) -> None:
@@ -388,6 +329,47 @@ def test_a_service_that_ends_answers_what_waits(serve: Any) -> None:
     assert served.post(RED).json()["reason"] == "overloaded"
 
 
+# --- decoders that hang -------------------------------------------------------------------------
+
+
+def test_a_decoder_that_hangs_is_replaced_and_its_image_fails(serve: Any) -> None:
+    served = serve(MeanColour(lanes=1), decode_timeout_s=0.05)
+    for stuck in (1, 2):
+        answer = served.post(HANGS)
+        assert (answer.status_code, answer.json()["reason"]) == (422, "timeout")
+        assert served.metric("dinoprobe_stuck_decoders") == stuck
+        assert served.post(RED).status_code == 200
+    assert served.service.batcher.pending == 0
+    served.predictor.freed.set()
+    wait_for(lambda: served.metric("dinoprobe_stuck_decoders") == 0)
+    assert served.metric("dinoprobe_lost_decoders_total") == 2
+    assert served.post(RED).status_code == 200
+
+
+def test_where_too_many_hang_it_is_not_ready_until_they_end(serve: Any) -> None:
+    served = serve(MeanColour(lanes=1), decode_timeout_s=0.05, max_stuck=1)
+    assert served.post(HANGS).status_code == 422
+    assert served.client.get("/readyz").status_code == 200
+    assert served.post(HANGS).status_code == 422
+    for answer in (served.client.get("/readyz"), served.post(RED)):
+        assert (answer.status_code, answer.json()["reason"]) == (503, "stuck")
+        assert answer.headers["retry-after"] == "1"
+    assert served.client.get("/healthz").status_code == 200
+    served.predictor.freed.set()
+    wait_for(lambda: served.client.get("/readyz").status_code == 200)
+    assert [served.post(RED).status_code for _ in range(5)] == [200] * 5
+    decoding = [t for t in threading.enumerate() if t.name == "dinoprobe-decode" and t.is_alive()]
+    workers = {worker.thread for worker in served.service.batcher._decoders._workers}
+    assert len(workers) == 1
+    assert workers <= set(decoding)
+
+
+def test_what_hangs_longer_than_the_deadline_is_answered_by_then(serve: Any) -> None:
+    served = serve(decode_timeout_s=60, deadline_s=0.05)
+    answer = served.post(HANGS)
+    assert (answer.status_code, answer.json()["reason"]) == (503, "deadline")
+
+
 # --- about the service --------------------------------------------------------------------------
 
 
@@ -464,54 +446,3 @@ def test_problems_pickle() -> None:
     problem = ProblemError(503, "late", "too late.", retry_after_s=2)
     copy = pickle.loads(pickle.dumps(problem))
     assert copy.document("i") == problem.document("i")
-
-
-# --- the Open Inference Protocol ----------------------------------------------------------------
-
-
-def infer(images: list[str], **changes: Any) -> dict[str, Any]:
-    tensor = {"name": "image", "datatype": "BYTES", "shape": [len(images)], "data": images}
-    return {"id": "7", "inputs": [{**tensor, **changes}]}
-
-
-PATH = "/v2/models/classifier/infer"
-
-
-def test_the_protocol_gives_probabilities_and_labels(served: Served) -> None:
-    answer = served.json(infer([encoded(RED), encoded(GREEN)]), PATH).json()
-    assert (answer["model_name"], answer["id"]) == ("classifier", "7")
-    probabilities, labels = answer["outputs"]
-    described = served.client.get("/v2/models/classifier").json()["outputs"]
-    assert [output["name"] for output in described] == ["probabilities", "label"]
-    assert (probabilities["shape"], probabilities["datatype"]) == ([2, 3], "FP64")
-    assert probabilities["data"][:3] == pytest.approx([0.8, 0.12, 0.08])
-    assert labels["data"] == ["red", "green"]
-
-
-@pytest.mark.parametrize(
-    ("value", "status"),
-    [
-        ({}, 422),
-        ([], 422),
-        ({"inputs": []}, 422),
-        ({"inputs": ["x"]}, 422),
-        (infer([encoded(RED)], name="x"), 422),
-        (infer([encoded(RED)], datatype="FP32"), 422),
-        (infer([encoded(RED)], shape=[2]), 422),
-        (infer([encoded(RED)], data={}), 422),
-        (infer([]), 422),
-        (infer(["*"]), 422),
-        (infer([encoded(RED), encoded(b"text")]), 415),
-    ],
-)
-def test_the_protocol_refuses_with_a_sentence(served: Served, value: object, status: int) -> None:
-    answer = served.json(value, PATH)
-    assert answer.status_code == status
-    assert isinstance(answer.json()["error"], str)
-
-
-def test_the_protocol_knows_one_model(served: Served) -> None:
-    for path in ("/v2/models/x", "/v2/models/x/ready"):
-        assert served.client.get(path).json()["reason"] == "model"
-    assert served.json(infer([encoded(RED)]), "/v2/models/x/infer").status_code == 404
-    assert served.client.get("/v2").json()["name"] == "dinoprobe"

@@ -15,14 +15,14 @@ from dinoprobe.server.bodies import Upload, read_uploads
 from dinoprobe.server.gate import Gate
 from dinoprobe.server.page import CONTENT_POLICY, page
 from dinoprobe.server.problems import ProblemError
-from dinoprobe.server.protocol import add_inference_protocol, name_the_model
+from dinoprobe.server.protocol import add_inference_protocol, name_the_model, named_path
 from dinoprobe.server.schema import PROBLEMS, UPLOAD, EmbedBody, PredictBody, StateBody, as_json
 from dinoprobe.server.service import Service, features_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dinoprobe.server.batcher import Row
+    from dinoprobe.server.jobs import Row
 
 SCHEMA_PREDICT, SCHEMA_EMBED = "dinoprobe.http-predict/1", "dinoprobe.http-embed/1"
 MAX_TOP_K = 1000
@@ -49,7 +49,7 @@ def create_app(service: Service) -> Gate:
     _add_errors(api)
     name_the_model(api, service.settings.model_name)
     paths = frozenset(api.openapi()["paths"]) | {"/docs", "/openapi.json"}
-    named = frozenset(path.replace("{model}", service.settings.model_name) for path in paths)
+    named = frozenset(named_path(path, service.settings.model_name) for path in paths)
     return Gate(api, service.settings, service.metrics, service.batcher.check_room, named)
 
 
@@ -116,10 +116,9 @@ def _add_state(api: FastAPI, service: Service) -> None:
 
     @api.get("/readyz", responses={200: {"model": StateBody}})
     async def readyz() -> Response:
-        """Whether requests are welcome: no more from when it is told to end."""
-        if service.is_ready:
-            return as_json({"status": "ready"})
-        raise ProblemError(503, "ends", "the service ends; ask another.", retry_after_s=1)
+        """Whether requests are welcome: no more from when it is told to end, or decoders hang."""
+        service.check_ready()
+        return as_json({"status": "ready"})
 
     @api.get("/metrics", responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:

@@ -15,48 +15,26 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from threading import Condition, Thread
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
 from dinoprobe.errors import ImageError
+from dinoprobe.server.decoders import Decoders, Work
+from dinoprobe.server.jobs import Job, Row
 from dinoprobe.server.problems import ProblemError, overloaded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import numpy.typing as npt
-
     from dinoprobe.server.metrics import Metrics
-    from dinoprobe.server.predictor import Outputs, Predictor
+    from dinoprobe.server.predictor import Outputs, Predictor, Sent
 
 log = logging.getLogger("dinoprobe.server")
 _BATCHES_PENDING = 3
 _JOIN_S = 5.0
 # A GIF of one pixel.
 _BLANK = bytes.fromhex("47494638396101000100800000000000ffffff2c00000000010001000002024401003b")
-
-
-class Row(NamedTuple):
-    """The outputs of one image."""
-
-    probabilities: npt.NDArray[np.float64]
-    features: npt.NDArray[np.float32] | None
-    novelty: float | None
-
-
-@final
-class Job:
-    """One admitted image. `done` gets its `Row`, an ImageError or a ProblemError, once."""
-
-    __slots__ = ("data", "deadline_s", "done", "image", "ready_s")
-
-    def __init__(self, data: bytes, deadline_s: float) -> None:
-        self.data: bytes | None = data
-        self.image: Any = None
-        self.deadline_s = deadline_s
-        self.ready_s = 0.0
-        self.done: Future[Row] = Future()
 
 
 @final
@@ -68,7 +46,14 @@ class Batcher:
     """
 
     def __init__(
-        self, predictor: Predictor, metrics: Metrics, *, max_pixels: int, max_pending: int = 0
+        self,
+        predictor: Predictor,
+        metrics: Metrics,
+        *,
+        max_pixels: int,
+        max_pending: int = 0,
+        decode_timeout_s: float = 5.0,
+        max_stuck: int = 4,
     ) -> None:
         self._predictor, self._metrics, self._max_pixels = predictor, metrics, max_pixels
         full = predictor.lanes * predictor.batch_size
@@ -84,8 +69,14 @@ class Batcher:
         shared = predictor.lanes if predictor.lanes > 1 else 0
         for begin in [start] * shared + [None]:
             self._begin_lane(begin)
-        for _ in range(predictor.lanes):
-            self._begin(self._decoder, start)
+        self._decode_timeout_s = decode_timeout_s
+        self._decoders = Decoders(
+            predictor.lanes,
+            Work(start, self._undecoded_job, self._decoded, self._put, self._lose),
+            metrics,
+            limit_s=decode_timeout_s,
+            max_stuck=max_stuck,
+        )
 
     def _begin_lane(self, start: Callable[[], None] | None) -> None:
         """One lane after the other: what is compiled at its first call is there before the first
@@ -108,10 +99,23 @@ class Batcher:
 
     def check_room(self) -> None:
         """Raise ProblemError where not one more image would be admitted now."""
+        self.check_stuck()
         if self._pending >= self.max_pending or self._closed:
             raise self._full()
 
-    def admit(self, images: Sequence[bytes], deadline_s: float) -> list[Job]:
+    @property
+    def is_stuck(self) -> bool:
+        """Whether so many decoders hang that no image is taken any more."""
+        return self._decoders.is_stuck
+
+    def check_stuck(self) -> None:
+        """Raise ProblemError where `is_stuck`."""
+        if self.is_stuck:
+            hang = f"{self._decoders.stuck} decoders hang on images that were sent"
+            message = f"{hang}; expected them to end. Ask another service, or start this one again."
+            raise overloaded(message, "stuck")
+
+    def admit(self, images: Sequence[Sent], deadline_s: float) -> list[Job]:
         """Put the images in the line, all or none, to be answered until `deadline_s` of
         `time.monotonic`. Raises ProblemError where the line is full.
         """
@@ -137,6 +141,7 @@ class Batcher:
             self._end(
                 job, overloaded("the service ends; expected one that runs. Ask again.", "ends")
             )
+        self._decoders.close()
         for thread in self._threads:
             thread.join(_JOIN_S)
 
@@ -165,36 +170,45 @@ class Batcher:
 
     # --- decoding -------------------------------------------------------------------------------
 
-    def _decoder(self, start: Callable[[], None]) -> None:
-        start()
+    def _undecoded_job(self) -> Job | None:
+        """The next image that somebody waits for; None at the end."""
         while True:
             with self._change:
                 self._change.wait_for(lambda: self._undecoded or self._closed)
                 if self._closed:
-                    return
+                    return None
                 job = self._undecoded.popleft()
             if not self._is_given_up(job):
-                self._decode(job)
+                return job
 
-    def _decode(self, job: Job) -> None:
+    def _decoded(self, job: Job) -> Any:
+        """What the encoder takes, or an ImageError."""
         start = time.monotonic()
+        data = b"" if job.data is None else job.data
         try:
-            job.image = self._predictor.preprocess(job.data or b"", max_pixels=self._max_pixels)
+            image = self._predictor.preprocess(data, max_pixels=self._max_pixels)
         except ImageError as error:
-            self._end(job, error)
-            return
+            return error
         except Exception:  # a bug in a decoder's wrapper: this image fails, the service goes on
             log.exception("decoding failed")
-            self._end(
-                job, ImageError("an image that could not be decoded. Send another.", "broken")
-            )
+            return ImageError("an image that could not be decoded. Send another.", "broken")
+        self._metrics.decode.observe(time.monotonic() - start)
+        return image
+
+    def _put(self, job: Job, image: Any) -> None:
+        if isinstance(image, ImageError):
+            self._end(job, image)
             return
-        job.data = None
+        job.data, job.image = None, image
         job.ready_s = time.monotonic()
-        self._metrics.decode.observe(job.ready_s - start)
         with self._change:
             self._ready.append(job)
             self._change.notify_all()
+
+    def _lose(self, job: Job) -> None:
+        log.error("a decoder hangs", extra={"fields": {"stuck": self._decoders.stuck}})
+        took = f"an image that was not decoded within {self._decode_timeout_s:g} s"
+        self._end(job, ImageError(f"{took}; expected one that can be. Send another.", "timeout"))
 
     def _is_given_up(self, job: Job) -> bool:
         """Whether nobody waits for it any more; then it is ended."""

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Mapping, Sequence
 
+    from dinoprobe.server.predictor import Sent
+
 _BATCH = 4  # of a core, as in the engine
 
 
@@ -45,7 +47,7 @@ class OnnxPredictor:
             msg = f"{path}: its document lacks {error}. Export the classifier again."
             raise FormatError(msg) from error
 
-    def preprocess(self, image: bytes, *, max_pixels: int) -> Any:
+    def preprocess(self, image: Sent, *, max_pixels: int) -> Any:
         """`(3, height, width)` uint8; in the exact mode of the image's own size, for the graph
         resizes. Raises ImageError.
         """

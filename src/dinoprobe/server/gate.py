@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("dinoprobe.server")
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
 UNLOGGED_PATHS = OPEN_PATHS | {"/metrics"}
+EXCESS = "dinoprobe.excess"  # in the state of a scope: one connection too many
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _SEND_S = 10.0
 
@@ -47,6 +48,7 @@ class RequestFacts:
     reason: str | None = None
     images: int = 0
     body_bytes: int = 0
+    closes: bool = False
 
 
 @final
@@ -80,11 +82,12 @@ class Gate:
             _request_id(headers.get(b"x-request-id", b"")),
             scope["path"] if scope["path"] in self._paths else "other",
         )
+        facts.closes = EXCESS in scope.get("state", ())
         scope["facts"] = facts
         body = _Body(self, facts, receive)
         answer = _Answer(send, facts)
         try:
-            self._check_head(scope, headers)
+            self._check_head(scope, headers, facts)
             await self._app(scope, body.receive, answer.send)
         except ProblemError as problem:
             await refuse(problem, facts, answer)
@@ -106,10 +109,18 @@ class Gate:
         self._buffered += count
         self._metrics.buffered.set(self._buffered)
 
-    def _check_head(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
+    def _check_head(self, scope: Scope, headers: dict[bytes, bytes], facts: RequestFacts) -> None:
+        if facts.closes and scope["path"] not in OPEN_PATHS:
+            most = f"more than {self._settings.max_connections:,} connections"
+            message = f"{most}; expected fewer at a time. Keep connections, and ask again."
+            raise overloaded(message, "too-many-connections")
         self._check_token(scope["path"], headers.get(b"authorization", b""))
         if scope["method"] != "POST":
             return
+        coding = headers.get(b"content-encoding", b"identity").decode("latin-1")
+        if coding.lower() != "identity":
+            message = f"a body in {coding[:50]!r}; expected one that is not compressed. Send that."
+            raise ProblemError(415, "content-encoding", message)
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._settings.max_body_bytes:
             raise self._too_long(f"{int(length):,}")
@@ -207,6 +218,8 @@ class _Answer:
             self._facts.status = message["status"]
             named = (b"x-request-id", self._facts.request_id.encode())
             message["headers"] = [*message.get("headers", ()), named, *_SAFE]
+            if self._facts.closes:
+                message["headers"].append((b"connection", b"close"))
         try:
             async with asyncio.timeout(_SEND_S):
                 await self._send(message)
@@ -238,4 +251,9 @@ async def refuse(problem: ProblemError, facts: RequestFacts, answer: _Answer) ->
 def _request_id(given: bytes) -> str:
     """The client's, where it is harmless in a log, else one of our own."""
     text = given.decode("latin-1")
-    return text if _ID.fullmatch(text) else secrets.token_hex(8)
+    return text if _ID.fullmatch(text) else new_request_id()
+
+
+def new_request_id() -> str:
+    """One that no other request has."""
+    return secrets.token_hex(8)

@@ -32,6 +32,10 @@ class Metrics:
         self.buffered = Gauge(
             "dinoprobe_buffered_bytes", "Bodies that are held now", registry=self.registry
         )
+        self.stuck = Gauge(
+            "dinoprobe_stuck_decoders", "Threads that hang on an image", registry=self.registry
+        )
+        self.lost = self._counter("lost_decoders", "Threads that were given up")
         self.responses = self._counter("responses", "Requests by path and status", "path", "status")
         self.predictions = self._counter("predictions", "Answers by class", "label")
         self.flags = self._counter("flags", "Answers that abstained, or images unlike", "flag")

@@ -6,7 +6,7 @@ The service knows images as bytes and as whatever `preprocess` makes of them. to
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, final
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from dinoprobe.classifier import ImageClassifier
     from dinoprobe.prediction import Rules
+
+    Sent: TypeAlias = bytes | npt.NDArray[np.uint8]  # a file, or (height, width, 3) in RGB
 
 LANES_ON_DEVICE = 2  # one batch is copied while the other one computes
 BATCH_ON_DEVICE = 32
@@ -41,7 +43,7 @@ class Predictor(Protocol):
     lanes: int
     batch_size: int
 
-    def preprocess(self, image: bytes, *, max_pixels: int) -> Any:
+    def preprocess(self, image: Sent, *, max_pixels: int) -> Any:
         """The image as `predict` takes it. Raises ImageError, and nothing else."""
 
     def predict(self, images: Sequence[Any], *, alone: bool) -> Outputs:
@@ -81,7 +83,7 @@ class ClassifierPredictor:
             self.lanes = LANES_ON_DEVICE
         self._one_core = single_threaded()
 
-    def preprocess(self, image: bytes, *, max_pixels: int) -> Any:
+    def preprocess(self, image: Sent, *, max_pixels: int) -> Any:
         """`(3, height, width)`, as `prepare` gives it. Raises ImageError."""
         from dinoprobe.preprocess import prepare
 

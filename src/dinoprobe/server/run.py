@@ -1,8 +1,7 @@
 """Runs the service until it is told to end, and ends it in order.
 
 On SIGTERM or Ctrl-C it says that it is not ready, still takes requests for `drain_s`, then closes
-its door, answers what it has, and ends with exit code 0. A second signal ends it at once. uvicorn
-alone keeps a connection whose request never comes; here it has `head_timeout_s` for that.
+its door, answers what it has, and ends with exit code 0. A second signal ends it at once.
 """
 
 from __future__ import annotations
@@ -16,14 +15,13 @@ import time
 from typing import TYPE_CHECKING, Any, final
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from dinoprobe.errors import ConfigurationError
+from dinoprobe.errors import ConfigurationError, ServiceError
 from dinoprobe.server.app import create_app
+from dinoprobe.server.connection import Connection
 from dinoprobe.server.service import Service
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
     from types import FrameType
 
@@ -31,6 +29,8 @@ if TYPE_CHECKING:
     from dinoprobe.server.settings import ServerSettings
 
 _BACKLOG = 2048
+log = logging.getLogger("dinoprobe.server")
+_SPARE_FILES = 256  # beside connections: weights, libraries, threads
 _TALKATIVE = ("python_multipart", "tifffile", "PIL")
 
 
@@ -44,9 +44,10 @@ def serve(
     """Serve until a signal; `ready` gets the address once connections are taken.
 
     `logs` puts a line of JSON on stderr for each request. Raises ConfigurationError where the
-    address can not be had.
+    address can not be had, and ServiceError where it ended because decoders hang.
     """
     listening = _listening(settings)
+    _allow_files(2 * settings.max_connections + _SPARE_FILES)
     _log_as_json(logging.INFO if logs else logging.ERROR)
     service = Service(predictor, settings)
     server = _Server(_config(service), service, lambda: ready(_address(listening)))
@@ -55,13 +56,17 @@ def serve(
     finally:
         service.batcher.close()
         listening.close()
+    if server.is_stuck:
+        raise ServiceError(
+            "it ended itself, for decoders hang; expected them to end. Start it again."
+        )
 
 
 def _config(service: Service) -> uvicorn.Config:
     settings = service.settings
     return uvicorn.Config(
         create_app(service),
-        http=_Connection,
+        http=Connection,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -75,48 +80,6 @@ def _config(service: Service) -> uvicorn.Config:
 
 
 @final
-class _Connection(H11Protocol):
-    """Closed where the head of a request is not whole in time, from the first byte or before."""
-
-    _waiting: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._wait()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.cycle is None or self.cycle.response_complete:
-            self._wait()
-        else:
-            self._stop()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self.cycle.response_complete:  # else the next request was there already
-            self._wait()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop()
-        super().connection_lost(exc)
-
-    def _wait(self) -> None:
-        if self._waiting is None and not self.transport.is_closing():
-            limit_s: float = self.timeout_keep_alive
-            self._waiting = self.loop.call_later(limit_s, self._close)
-
-    def _stop(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
-
-    def _close(self) -> None:
-        self._waiting = None
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
-
-
-@final
 class _Server(uvicorn.Server):
     """Says when it listens, and drains before it ends."""
 
@@ -124,6 +87,7 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._service, self._ready = service, ready
         self._end_s: float | None = None
+        self.is_stuck = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -142,6 +106,10 @@ class _Server(uvicorn.Server):
         """Ten times a second: whether to end."""
         if self._end_s is not None and time.monotonic() >= self._end_s:
             self.should_exit = True
+        if self._service.settings.exit_when_stuck and self._service.batcher.is_stuck:
+            if not self.is_stuck:
+                log.error("it ends, for decoders hang")
+            self.is_stuck = self.should_exit = True
         return await super().on_tick(counter)
 
 
@@ -162,6 +130,18 @@ def _listening(settings: ServerSettings) -> socket.socket:
         message = f"{place}: can not be listened on ({error.strerror or error}); expected a free "
         raise ConfigurationError(f"{message}port of this machine. Give another --port.") from error
     return listening
+
+
+def _allow_files(count: int) -> None:
+    """So many open files where the system lets a process ask for them; often 1,024 are given."""
+    if os.name != "posix":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _address(listening: socket.socket) -> str:
@@ -188,10 +168,10 @@ class _JsonFormatter(logging.Formatter):
 def _log_as_json(level: int) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter())
-    for name, least in (("dinoprobe.server", level), ("uvicorn.error", logging.ERROR)):
+    for name in ("dinoprobe.server", "uvicorn.error", "asyncio"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
-        logger.setLevel(least)
+        logger.setLevel(level if logger is log else logging.ERROR)
         logger.propagate = False
     for name in _TALKATIVE:  # of what clients send; the answer says it
         logging.getLogger(name).setLevel(logging.CRITICAL)

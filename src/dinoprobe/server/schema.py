@@ -132,6 +132,71 @@ UPLOAD: dict[str, Any] = {
     }
 }
 
+_SIZE = {"type": "integer", "minimum": 1}
+_TENSOR = {
+    "oneOf": [
+        {
+            "type": "object",
+            "required": ["name", "shape", "datatype", "data"],
+            "properties": {"name": {"const": "image"}, **of_kind},
+        }
+        for of_kind in (
+            {
+                "datatype": {"const": "BYTES"},
+                "shape": {"type": "array", "items": _SIZE, "minItems": 1, "maxItems": 2},
+                "data": _IMAGES,
+            },
+            {
+                "datatype": {"const": "UINT8"},
+                "shape": {"type": "array", "items": _SIZE, "minItems": 3, "maxItems": 4},
+                "data": {"type": "array", "description": "Numbers from 0 to 255, flat or nested."},
+            },
+        )
+    ]
+}
+_OUTPUT = {
+    "type": "object",
+    "required": ["name"],
+    "properties": {
+        "name": {"enum": ["probabilities", "label"]},
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "binary_data": {"type": "boolean"},
+                "classification": {"type": "integer", "minimum": 0},
+            },
+        },
+    },
+}
+INFER: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["inputs"],
+                    "properties": {
+                        "id": {"type": "string"},
+                        "inputs": {
+                            "type": "array",
+                            "items": _TENSOR,
+                            "minItems": 1,
+                            "maxItems": 1,
+                        },
+                        "outputs": {"type": "array", "items": _OUTPUT},
+                        "parameters": {
+                            "type": "object",
+                            "properties": {"binary_data_output": {"type": "boolean"}},
+                        },
+                    },
+                }
+            },
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+
 
 def as_json(value: object) -> Response:
     """The value as a JSON answer. Raises ValueError for a number that is not finite."""

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, final
 
 from dinoprobe.errors import ImageError
 from dinoprobe.prediction import Prediction
-from dinoprobe.server.batcher import Batcher, Row
+from dinoprobe.server.batcher import Batcher
+from dinoprobe.server.jobs import Row
 from dinoprobe.server.metrics import Metrics
 from dinoprobe.server.problems import ProblemError, of_image, overloaded
 from dinoprobe.types import Failure
@@ -34,6 +35,8 @@ class Service:
             self.metrics,
             max_pixels=settings.max_pixels,
             max_pending=settings.max_pending,
+            decode_timeout_s=settings.decode_timeout_s,
+            max_stuck=settings.max_stuck,
         )
         self.draining = False
 
@@ -101,15 +104,18 @@ class Service:
             "max_pixels": settings.max_pixels,
             "max_images": settings.max_images,
             "max_pending": self.batcher.max_pending,
+            "max_connections": settings.max_connections,
             "deadline_s": settings.deadline_s,
+            "decode_timeout_s": settings.decode_timeout_s,
             "body_timeout_s": settings.body_timeout_s,
         }
         return {"model": settings.model_name, **self.predictor.info(), "limits": limits}
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether requests are welcome."""
-        return not self.draining
+    def check_ready(self) -> None:
+        """Raise ProblemError where requests are not welcome."""
+        if self.draining:
+            raise overloaded("the service ends; expected one that runs. Ask another.", "ends")
+        self.batcher.check_stuck()
 
 
 def features_of(rows: Sequence[Row | ImageError]) -> list[list[float] | None]:

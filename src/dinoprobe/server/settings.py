@@ -18,7 +18,9 @@ class ServerSettings:
     Every limit is checked before memory is taken for what is limited. `max_pending` counts images
     that are admitted and not answered, 0 for as many as three full batches of each lane.
     `max_pixels` are of one image, as its header says. `max_buffered_bytes` are the bodies of all
-    requests together, while they arrive and until they are answered. Raises ConfigurationError.
+    requests together, while they arrive and until they are answered. More than `max_stuck` threads
+    that decode one image for longer than `decode_timeout_s` make the service not ready, and end it
+    with `exit_when_stuck`. Raises ConfigurationError.
     """
 
     host: str = "127.0.0.1"
@@ -32,6 +34,9 @@ class ServerSettings:
     max_pending: int = 0
     max_connections: int = 1024
     deadline_s: float = 10.0
+    decode_timeout_s: float = 5.0
+    max_stuck: int = 4
+    exit_when_stuck: bool = False
     body_timeout_s: float = 10.0
     head_timeout_s: float = 5.0
     drain_s: float = 0.0
@@ -40,9 +45,9 @@ class ServerSettings:
     def __post_init__(self) -> None:
         for name in ("max_body_bytes", "max_pixels", "max_images", "max_connections"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "1 or more")
-        for name in ("deadline_s", "body_timeout_s", "head_timeout_s"):
+        for name in ("deadline_s", "decode_timeout_s", "body_timeout_s", "head_timeout_s"):
             _check(name, getattr(self, name), getattr(self, name) > 0, "more than 0 seconds")
-        for name in ("drain_s", "grace_s", "max_pending"):
+        for name in ("drain_s", "grace_s", "max_pending", "max_stuck"):
             _check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
         enough = self.max_buffered_bytes >= self.max_body_bytes
         _check("max_buffered_bytes", self.max_buffered_bytes, enough, "room for one body")
