@@ -89,6 +89,7 @@ def test_pixels_are_classified_flat_and_nested_one_and_several(served: Served) -
     assert labels(served.json(pixels(both), PATH)) == ["red", "green"]
     assert labels(served.json(pixels(both, data=both.ravel().tolist()), PATH)) == ["red", "green"]
     assert labels(served.json(pixels(both[1]), PATH)) == ["green"]
+    assert labels(served.json(pixels(both[1], shape=[6.0, 8, 3]), PATH)) == ["green"]
 
 
 def test_a_file_and_its_pixels_have_the_same_probabilities(served: Served) -> None:
@@ -110,7 +111,8 @@ ONE = colours(REDDISH)
         {"shape": [1, 0, 8, 3]},
         {"shape": [1, 6, 8, True]},
         {"shape": [1, 6, 8, -3]},
-        {"shape": [1, 6.0, 8, 3]},
+        {"shape": [1, 6.5, 8, 3]},
+        {"shape": [1, float("inf"), 8, 3]},
         {"shape": "1683"},
         {"shape": [1, 10**30, 8, 3]},
         {"datatype": "FP32"},
@@ -277,7 +279,7 @@ def test_outputs_come_as_bytes_where_that_is_asked(served: Served, whole: bool) 
         {"outputs": [{"name": "x"}]},
         {"outputs": [{"name": ["label"]}]},
         {"outputs": [{}]},
-        {"outputs": [{"name": "label"}, {"name": "label"}]},
+        {"outputs": [{"name": "label"}] * 3},
         {"outputs": [{"name": "label", "parameters": 7}]},
         {"outputs": [{"name": "label", "parameters": {"classification": 2}}]},
         {"outputs": [{"name": "probabilities", "parameters": {"classification": -1}}]},

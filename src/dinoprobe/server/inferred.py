@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from dinoprobe.server.problems import ProblemError
 from dinoprobe.server.schema import as_json
-from dinoprobe.server.tensors import HEADER, LENGTH_BYTES
+from dinoprobe.server.tensors import HEADER, LENGTH_BYTES, whole_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 PROBABILITIES, LABELS = "probabilities", "label"
+_MOST = 2
 
 
 class Wanted(NamedTuple):
@@ -40,10 +41,9 @@ def wanted_outputs(value: dict[str, Any]) -> list[Wanted]:
         return [Wanted(name, is_binary, 0) for name in (PROBABILITIES, LABELS)]
     if not isinstance(outputs, list) or any(not isinstance(one, dict) for one in outputs):
         raise _wrong("'outputs' that is no list of objects")
-    found = [_wanted(one, is_binary=is_binary) for one in outputs]
-    if len({one.name for one in found}) < len(found):
-        raise _wrong("an output that is named twice")
-    return found
+    if len(outputs) > _MOST:
+        raise _wrong(f"{len(outputs)} outputs")
+    return [_wanted(one, is_binary=is_binary) for one in outputs]
 
 
 def _wanted(output: dict[str, Any], *, is_binary: bool) -> Wanted:
@@ -51,9 +51,9 @@ def _wanted(output: dict[str, Any], *, is_binary: bool) -> Wanted:
     if name not in (PROBABILITIES, LABELS):
         raise _wrong(f"an output {name!r:.100}")
     parameters = _parameters(output, f"output '{name}'")
-    count = parameters.get("classification", 0)
-    if type(count) is not int or count < 0 or (count and name != PROBABILITIES):
-        raise _wrong(f"classification {count!r:.50} of output '{name}'")
+    count = whole_number(parameters.get("classification", 0))
+    if count is None or (count and name != PROBABILITIES):
+        raise _wrong(f"parameters {parameters!r:.100} of output '{name}'")
     return Wanted(name, parameters.get("binary_data", is_binary) is True, count)
 
 
@@ -67,7 +67,7 @@ def _parameters(value: dict[str, Any], place: str) -> dict[str, Any]:
 def _wrong(found: str) -> ProblemError:
     message = (
         f"{found}; expected '{PROBABILITIES}', with parameters binary_data and classification, and "
-        f"'{LABELS}', with binary_data, each once at most. Ask for these."
+        f"'{LABELS}', with binary_data, two at most. Ask for these."
     )
     return ProblemError(422, "output", message)
 

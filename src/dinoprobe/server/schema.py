@@ -105,7 +105,11 @@ UPLOAD: dict[str, Any] = {
                 "schema": {
                     "type": "object",
                     "properties": {
-                        "file": {"type": "array", "items": {"type": "string", "format": "binary"}}
+                        "file": {
+                            "type": "array",
+                            "items": {"type": "string", "format": "binary"},
+                            "minItems": 1,
+                        }
                     },
                     "required": ["file"],
                 }
@@ -155,18 +159,23 @@ _TENSOR = {
     ]
 }
 _OUTPUT = {
-    "type": "object",
-    "required": ["name"],
-    "properties": {
-        "name": {"enum": ["probabilities", "label"]},
-        "parameters": {
+    "oneOf": [
+        {
             "type": "object",
+            "required": ["name"],
             "properties": {
-                "binary_data": {"type": "boolean"},
-                "classification": {"type": "integer", "minimum": 0},
+                "name": {"const": name},
+                "parameters": {
+                    "type": "object",
+                    "properties": {"binary_data": {"type": "boolean"}, "classification": count},
+                },
             },
-        },
-    },
+        }
+        for name, count in (
+            ("probabilities", {"type": "integer", "minimum": 0}),
+            ("label", {"const": 0}),
+        )
+    ]
 }
 INFER: dict[str, Any] = {
     "requestBody": {
@@ -184,7 +193,7 @@ INFER: dict[str, Any] = {
                             "minItems": 1,
                             "maxItems": 1,
                         },
-                        "outputs": {"type": "array", "items": _OUTPUT},
+                        "outputs": {"type": "array", "items": _OUTPUT, "maxItems": 2},
                         "parameters": {
                             "type": "object",
                             "properties": {"binary_data_output": {"type": "boolean"}},

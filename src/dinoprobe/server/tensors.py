@@ -64,8 +64,10 @@ def _images(
     name, kind, shape = tensor.get("name"), tensor.get("datatype"), tensor.get("shape")
     if name != INPUT or kind not in ("BYTES", "UINT8"):
         raise wrong(f"a tensor {name!r:.100} of datatype {kind!r:.100}")
-    if not isinstance(shape, list) or any(type(size) is not int or size < 0 for size in shape):
-        raise wrong(f"'shape' {shape!r:.100}")
+    sizes = [whole_number(size) for size in shape] if isinstance(shape, list) else [None]
+    shape = [size for size in sizes if size is not None]
+    if len(shape) < len(sizes):
+        raise wrong(f"'shape' {tensor.get('shape')!r:.100}")
     if kind == "BYTES" and shape[1:] in ([], [1]) and shape:
         check_count(shape[0], max_images)
         return _files(tensor, binary, shape[0])
@@ -128,6 +130,12 @@ def _numbers(data: Any, shape: list[int]) -> bytes:
         return bytes(data)
     except (TypeError, ValueError) as error:
         raise wrong(f"'data' that is not all whole numbers from 0 to 255 ({error})") from error
+
+
+def whole_number(value: Any) -> int | None:
+    """A whole number of JSON that is not negative, 3.0 among them; None for anything else."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return int(value) if is_number and 0 <= value < math.inf and value == int(value) else None
 
 
 def wrong(found: str) -> ProblemError:
