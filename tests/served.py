@@ -100,3 +100,15 @@ class Answer(NamedTuple):
     @property
     def reason(self) -> str:
         return str(json.loads(self.content)["reason"])
+
+
+def save_builtin(folder: Path) -> None:
+    """A head of noise on the built-in encoder."""
+    from dinoprobe.classifier import ImageClassifier
+    from dinoprobe.encoder import Encoder
+    from dinoprobe.heads import LogisticProbe
+
+    encoder = Encoder.from_pretrained("builtin", device="cpu")
+    X = np.random.default_rng(0).normal(size=(40, encoder.dimension)).astype(np.float32)
+    head = LogisticProbe(C=1.0).fit(X, np.array(["cat", "dog"] * 20, dtype=object))
+    ImageClassifier(encoder, head).save(folder)

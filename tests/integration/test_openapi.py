@@ -12,25 +12,12 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-import numpy as np
-from tests.served import ENVIRONMENT, ROOT, Process
-
-from dinoprobe.classifier import ImageClassifier
-from dinoprobe.encoder import Encoder
-from dinoprobe.heads import LogisticProbe
+from tests.served import ENVIRONMENT, ROOT, Process, save_builtin
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 CASES = os.environ.get("DINOPROBE_CASES", "5")
-
-
-def save_builtin(folder: Path) -> None:
-    """A head of noise on the built-in encoder."""
-    encoder = Encoder.from_pretrained("builtin", device="cpu")
-    X = np.random.default_rng(0).normal(size=(40, encoder.dimension)).astype(np.float32)
-    head = LogisticProbe(C=1.0).fit(X, np.array(["cat", "dog"] * 20, dtype=object))
-    ImageClassifier(encoder, head).save(folder)
 
 
 def test_the_service_does_what_its_document_says(tmp_path: Path) -> None:

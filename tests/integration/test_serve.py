@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import signal
 import socket
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,7 +17,7 @@ import numpy as np
 import pytest
 from tests.checkpoints import save_vit
 from tests.predictors import HANGS
-from tests.served import Answer, Process, png
+from tests.served import PNG, Answer, Process, png, save_builtin
 from typer.testing import CliRunner
 
 from dinoprobe.classifier import ImageClassifier
@@ -92,12 +95,63 @@ def test_the_verb_serves_what_predict_says(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--host", "0.0.0.0"], "lets other machines in"),
+        (["--token", "a", "--token-file", "b"], "expected one of them"),
+        (["--token-file", os.devnull], "no token in it"),
+        (["--token-file", "no/such/file"], "No such file"),
         (["--name", "a/b"], "model_name is 'a/b'"),
     ],
 )
 def test_wrong_use_is_said_before_anything_is_loaded(arguments: list[str], message: str) -> None:
     result = CliRunner().invoke(app, ["serve", "nowhere", *arguments])
     assert (result.exit_code, message in result.output) == (2, True), result.output
+
+
+def test_the_token_of_a_file_is_asked_for_and_the_line_to_type_works(tmp_path: Path) -> None:
+    save_builtin(tmp_path / "c")
+    (tmp_path / "the token").write_text("s3cret\n", encoding="utf-8")
+    (tmp_path / "photo.jpg").write_bytes(png())
+    command = ["serve", str(tmp_path / "c"), "--port", "0", "--json"]
+    server = Process("-m", "dinoprobe", *command, "--token-file", str(tmp_path / "the token"))
+    try:
+        assert server.post().status == 401
+        (line,) = (line.split(maxsplit=2)[2] for line in server.log if "ask it" in line)
+        done = subprocess.run(
+            ["bash", "-c", line.replace("curl", "curl -sS --fail-with-body")],
+            cwd=tmp_path,
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0, (line, done.stderr, done.stdout)
+        assert json.loads(done.stdout)["predictions"][0]["key"] == "photo.jpg"
+        server.end()
+    finally:
+        server.close()
+    assert "s3cret" not in "".join(server.log)
+
+
+def test_a_line_of_the_log_says_what_was_asked_and_nothing_of_the_image(colours: Any) -> None:
+    server = colours()
+    head = b'--b\r\ncontent-disposition: form-data; name="f"; filename="private.png"\r\n\r\n'
+    body = head + PNG + b"\r\n--b--\r\n"
+    kind = {"content-type": "multipart/form-data; boundary=b", "x-request-id": "abc-1"}
+    assert server.request("POST", "/predict?top_k=1", body, kind).status == 200
+    broken = {"image": base64.b64encode(PNG[:60]).decode()}
+    kind = {"content-type": "application/json", "x-request-id": "abc-2"}
+    assert server.request("POST", "/predict", json.dumps(broken).encode(), kind).status == 422
+    server.end()
+    server._reader.join(5)
+    lines = [json.loads(line) for line in server.log if line.startswith("{")]
+    first, second = (line for line in lines if line["event"] == "request")
+    assert first.pop("time") > 1e9
+    assert 0 < first.pop("ms") < 60_000
+    assert first == {
+        "level": "info", "event": "request", "request_id": "abc-1", "method": "POST",
+        "path": "/predict", "status": 200, "images": 1, "bytes": len(body), "reason": None,
+    }  # fmt: skip
+    assert (second["request_id"], second["status"], second["reason"]) == ("abc-2", 422, "truncated")
+    log = "".join(server.log)
+    for secret in ("private", broken["image"][:20], PNG[16:30].hex(), "IHDR"):
+        assert secret not in log
 
 
 def test_a_port_that_is_taken_is_an_error() -> None:

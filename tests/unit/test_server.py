@@ -386,7 +386,19 @@ def test_the_page_needs_no_network_and_no_script(served: Served) -> None:
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     for path in served.client.get("/openapi.json").json()["paths"]:
         assert path in answer.text
-    assert not re.search(r"<script|https?://|@import|<link", answer.text)
+    shown = answer.text.replace("http://testserver/", "")  # in lines to type, of its own address
+    assert not re.search(r"<script|https?://|@import|<link|src=", shown)
+    assert "curl -F file=@photo.jpg http://testserver/predict" in answer.text
+    assert "red, green, blue" in answer.text
+
+
+def test_the_page_shows_names_as_text(serve: Any) -> None:
+    served = serve(MeanColour(rules=Rules(("<script>", "b&b", "'\""))))
+    served.predictor.info = lambda: {"encoder": "<b>", "classes": ["<script>", "b&b", "'\""]}
+    shown = served.client.get("/docs", headers={"host": 'a"><script>'}).text
+    assert "<script>" not in shown
+    assert "<b>" not in shown
+    assert "&lt;script&gt;, b&amp;b" in shown
 
 
 def test_the_openapi_document_names_every_status(served: Served) -> None:

@@ -1,8 +1,10 @@
-"""`dinoprobe serve`."""
+"""`dinoprobe serve`: a predictor, its limits, and what is said once it listens."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +20,10 @@ _LIMITS = "Limits"
 
 def serve(
     run: Annotated[
-        str, typer.Argument(help="A run or a classifier's directory, or an exported .onnx file.")
+        str,
+        typer.Argument(
+            help="A run or a classifier's directory, or the folder or file of an ONNX export."
+        ),
     ],
     *,
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
@@ -27,10 +32,15 @@ def serve(
         str | None,
         typer.Option(
             envvar="DINOPROBE_TOKEN",
-            help="Ask clients for 'Authorization: Bearer TOKEN'.",
+            help="Ask clients for 'Authorization: Bearer TOKEN'. Others on this machine can read a "
+            "command line, so better set the variable or use --token-file.",
             show_default=False,
             show_envvar=True,
         ),
+    ] = None,
+    token_file: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Where the token stands.", show_default=False),
     ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond this machine without a token.")
@@ -59,6 +69,29 @@ def serve(
     body_timeout: Annotated[
         float, typer.Option(min=0.01, help="Seconds for a body.", rich_help_panel=_LIMITS)
     ] = 10,
+    decode_timeout: Annotated[
+        float,
+        typer.Option(min=0.01, help="Seconds to decode one image.", rich_help_panel=_LIMITS),
+    ] = 5,
+    max_stuck: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Decoders beyond their time; with more, /readyz says no.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = 4,
+    exit_when_stuck: Annotated[
+        bool,
+        typer.Option(
+            "--exit-when-stuck",
+            help="End then, with exit code 1, to be started again.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = False,
+    max_connections: Annotated[
+        int, typer.Option(min=1, help="Open at a time.", rich_help_panel=_LIMITS)
+    ] = 1024,
     drain: Annotated[
         float,
         typer.Option(
@@ -76,6 +109,7 @@ def serve(
     """Serve a classifier over HTTP. With --json a document says the address once it listens."""
     console = Console(as_json=as_json, quiet=quiet)
     with console.guarded():
+        token = _token(token, token_file)
         _refuse_open(host, token, insecure=insecure)
         _require_extra()
         from dinoprobe.server.run import serve as serve_forever
@@ -93,22 +127,61 @@ def serve(
             max_pending=max_pending,
             deadline_s=deadline,
             body_timeout_s=body_timeout,
+            decode_timeout_s=decode_timeout,
+            max_stuck=max_stuck,
+            exit_when_stuck=exit_when_stuck,
+            max_connections=max_connections,
             drain_s=drain,
         )
         predictor = _predictor(run, encoder, device, backend, console)
 
         def ready(address: str) -> None:
-            console.say(f"Serving at {address}, its interface at {address}/docs. Ctrl-C ends it.")
+            for line in _told(address, predictor.info(), token, token_file):
+                console.say(line)
             console.document({"schema": SCHEMA, "url": address, "model": name})
 
         serve_forever(predictor, settings, ready=ready, logs=not quiet)
 
 
+def _told(address: str, info: dict[str, Any], token: str | None, file: str | None) -> list[str]:
+    """What a person needs to go on: what is served, where, and how to ask it."""
+    near = address.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")  # noqa: S104
+    first = f"Serving {len(info['classes'])} classes ({info['encoder']}, {info['backend']} on "
+    key = ""
+    if token:
+        key = f"$(cat {shlex.quote(file)})" if file else "$DINOPROBE_TOKEN"
+        key = f' -H "Authorization: Bearer {key}"'
+    return [
+        f"{first}{info['device']}) at {address}. Ctrl-C ends it.",
+        f"  ask it       curl -F file=@photo.jpg{key} {near}/predict",
+        f"  interface    {near}/docs, for programs {near}/openapi.json",
+        f"  state        {near}/readyz, {near}/metrics, {near}/info",
+    ]
+
+
+def _token(token: str | None, file: str | None) -> str | None:
+    """The token, from a file where one is named. Raises ConfigurationError."""
+    from dinoprobe.errors import ConfigurationError
+
+    if file is None:
+        return token
+    if token is not None:
+        message = "a token and --token-file; expected one of them (DINOPROBE_TOKEN counts as the "
+        raise ConfigurationError(f"{message}first). Leave one out.")
+    found = Path(file).read_text(encoding="utf-8", errors="replace").strip()
+    if not found or not found.isascii():
+        message = f"{file}: no token in it; expected one, in ASCII. Write it, or name another file."
+        raise ConfigurationError(message)
+    return found
+
+
 def _predictor(
     run: str, encoder: str | None, device: str, backend: str, console: Console
 ) -> Predictor:
-    if run.endswith(".onnx"):
-        return _exported(run, encoder, device, backend)
+    file = Path(run, "model.onnx")
+    if run.endswith(".onnx") or file.is_file():
+        exported = run if run.endswith(".onnx") else str(file)
+        return _exported(exported, encoder, device, backend)
     from dinoprobe.classifier import ImageClassifier
     from dinoprobe.encoder import EncoderPlace
     from dinoprobe.server.predictor import ClassifierPredictor

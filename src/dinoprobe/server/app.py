@@ -43,9 +43,9 @@ def create_app(service: Service) -> Gate:
         redoc_url=None,
         responses=PROBLEMS,
     )
-    _add_state(api, service)
     _add_images(api, service)
     add_inference_protocol(api, service)
+    _add_state(api, service)
     _add_errors(api)
     name_the_model(api, service.settings.model_name)
     paths = frozenset(api.openapi()["paths"]) | {"/docs", "/openapi.json"}
@@ -131,9 +131,13 @@ def _add_state(api: FastAPI, service: Service) -> None:
         """What is served: classes, encoder, preprocessing, rules and limits."""
         return as_json({"schema": "dinoprobe.http-info/1", **service.info()})
 
+    @api.get("/favicon.ico", include_in_schema=False)
+    async def favicon() -> Response:
+        return Response(status_code=204)
+
     @api.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        shown = page(api.openapi())
+    async def docs(request: Request) -> Response:
+        shown = page(api.openapi(), service.info(), str(request.base_url))
         policy = {"content-security-policy": CONTENT_POLICY}
         return Response(shown, media_type="text/html", headers=policy)
 

@@ -95,15 +95,17 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 _IMAGES = {"type": "array", "items": {"type": "string", "format": "byte"}, "minItems": 1}
+_FILE = {"type": "string", "format": "binary", "description": "The bytes of one file."}
 UPLOAD: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            "image/*": {"schema": {"type": "string", "format": "binary"}},
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "image/*": {"schema": _FILE},
+            "application/octet-stream": {"schema": _FILE},
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
+                    "description": "One file or several, whatever the fields are called.",
                     "properties": {
                         "file": {
                             "type": "array",
@@ -116,6 +118,7 @@ UPLOAD: dict[str, Any] = {
             },
             "application/json": {
                 "schema": {
+                    "description": '{"image": BASE64} or {"images": [BASE64, ...]}',
                     "oneOf": [
                         {
                             "type": "object",
@@ -129,7 +132,7 @@ UPLOAD: dict[str, Any] = {
                             "required": ["images"],
                             "additionalProperties": False,
                         },
-                    ]
+                    ],
                 }
             },
         },
@@ -184,6 +187,7 @@ INFER: dict[str, Any] = {
             "application/json": {
                 "schema": {
                     "type": "object",
+                    "description": "One tensor 'image': files in base64, or pixels.",
                     "required": ["inputs"],
                     "properties": {
                         "id": {"type": "string"},
@@ -201,7 +205,14 @@ INFER: dict[str, Any] = {
                     },
                 }
             },
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "application/octet-stream": {
+                "schema": {
+                    "type": "string",
+                    "format": "binary",
+                    "description": "The same with the tensor's bytes behind the JSON, whose length "
+                    "the header Inference-Header-Content-Length says.",
+                }
+            },
         },
     }
 }
