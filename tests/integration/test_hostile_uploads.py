@@ -119,7 +119,18 @@ JSON = st.recursive(
         st.lists(inner, max_size=4)
         | st.dictionaries(
             st.sampled_from(
-                ["image", "images", "inputs", "name", "data", "shape", "datatype", "id"]
+                [
+                    "image",
+                    "images",
+                    "inputs",
+                    "name",
+                    "data",
+                    "shape",
+                    "datatype",
+                    "id",
+                    "outputs",
+                    "parameters",
+                ]
             ),
             inner,
             max_size=4,
@@ -183,6 +194,49 @@ def test_json_of_any_shape_is_answered(client: TestClient, value: object, path: 
 def test_damaged_images_in_json_are_answered(client: TestClient, data: bytes) -> None:
     text = base64.b64encode(data).decode()
     check(client.post("/predict", json={"images": [text]}))
+
+
+@many
+@given(
+    data=damaged() | st.binary(max_size=400),
+    kind=st.sampled_from(["BYTES", "UINT8"]),
+    shape=st.sampled_from([[1], [1, 1], [2]])
+    | st.lists(st.integers(-1, 20) | st.just(10**20) | st.just(3), max_size=5),
+    size=st.none() | st.integers(-1, 500),
+    shift=st.integers(-3, 3),
+    framed=st.booleans(),
+)
+def test_binary_tensors_are_answered(
+    client: TestClient,
+    data: bytes,
+    kind: str,
+    shape: list[int],
+    size: int | None,
+    shift: int,
+    framed: bool,
+) -> None:
+    blob = len(data).to_bytes(4, "little") + data if framed else data
+    parameters = {"binary_data_size": len(blob) if size is None else size}
+    tensor = {"name": "image", "datatype": kind, "shape": shape, "parameters": parameters}
+    head = json.dumps({"inputs": [tensor]}).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head) + shift)}
+    check(client.post(PATHS[2], content=head + blob, headers=headers))
+
+
+@many
+@given(width=st.integers(1, 40), height=st.integers(1, 40), seed=st.integers(0, 9))
+def test_pixels_of_any_shape_are_answered(
+    client: TestClient, width: int, height: int, seed: int
+) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    tensor = {"name": "image", "datatype": "UINT8", "shape": pixels.shape}
+    flat = {**tensor, "data": pixels.ravel().tolist()}
+    first = client.post(PATHS[2], json={"inputs": [flat]})
+    check(first)
+    second = client.post(PATHS[2], json={"inputs": [{**tensor, "data": pixels.tolist()}]})
+    assert first.status_code == second.status_code
+    if first.status_code == 200:
+        assert first.json() == second.json()
 
 
 def test_there_are_files_to_send() -> None:

@@ -24,7 +24,8 @@ _FORM = (
 _INFER = (
     """(printf '{{"inputs": [{{"name": "image", "datatype": "BYTES", "shape": [1], "data": ["'\n"""
     """ base64 photo.jpg | tr -d '\\n'; printf '"]}}]}}') |\n"""
-    """curl --data-binary @- -H 'Content-Type: application/json' {address}/v2/models/{model}/infer"""
+    """curl --data-binary @- -H 'Content-Type: application/json' """
+    """{address}/v2/models/{model}/infer"""
 )
 _EXAMPLES = {
     "/predict": (
