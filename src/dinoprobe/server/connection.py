@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, final
 
-import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from dinoprobe.server.gate import EXCESS, new_request_id
@@ -18,6 +17,10 @@ from dinoprobe.server.problems import ProblemError
 if TYPE_CHECKING:
     import asyncio
 
+_BAD_REQUEST = (
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
+    b"content-length: %d\r\n\r\n"
+)
 _EXCESS_S = 1.0  # for the head of a request that will be refused
 
 
@@ -48,19 +51,10 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """In the form of every other error."""
-        problem = ProblemError(400, "http", f"{msg} Expected HTTP/1.1. Send that.")
-        content = json.dumps(problem.document(new_request_id())).encode()
-        headers = [
-            ("content-type", "application/json"),
-            ("content-length", str(len(content))),
-            ("connection", "close"),
-        ]
-        for event in (
-            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
-            h11.Data(data=content),
-            h11.EndOfMessage(),
-        ):
-            self.transport.write(self.conn.send(event) or b"")
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            problem = ProblemError(400, "http", f"{msg} Expected HTTP/1.1. Send that.")
+            content = json.dumps(problem.document(new_request_id())).encode()
+            self.transport.write(_BAD_REQUEST % len(content) + content)
         self.transport.close()
 
     def data_received(self, data: bytes) -> None:
