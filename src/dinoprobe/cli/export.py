@@ -19,7 +19,8 @@ def export(
             "--to",
             metavar="FORM",
             help="onnx (one file for ONNX Runtime), head (the linear layer alone, kilobytes), "
-            "transformers (a folder for its pipeline) or openvino (model.xml).",
+            "transformers (a folder for its pipeline), timm (a folder for timm.create_model) or "
+            "openvino (model.xml).",
         ),
     ],
     encoder: options.SameEncoder = None,

@@ -105,8 +105,8 @@ def open_source(reference: EncoderReference) -> Source:
     stored = StoredTensors([reference.file] if reference.file else weight_files(folder))
     layout = formats.detect(stored.keys())
     if layout in {"meta", "timm"}:
-        name = _timm_name(folder) if layout == "timm" else None
-        converted = formats.convert(stored, place=str(place))
+        name, heads = _timm_settings(folder) if layout == "timm" else (None, None)
+        converted = formats.convert(stored, place=str(place), heads=heads)
         family = family_of(converted.config, place)
         count = sum(tensor.numel() for tensor in converted.tensors.values())
         config, tensors, notes = converted.config, converted.tensors, converted.notes
@@ -121,16 +121,16 @@ def open_source(reference: EncoderReference) -> Source:
     return Source(place, "transformers", family, config, stored, stored.parameters(), notes)
 
 
-def _timm_name(folder: Path) -> str | None:
-    """What timm's config.json calls the model, such as vit_base_patch16_dinov3.lvd1689m; None
-    without.
+def _timm_settings(folder: Path) -> tuple[str | None, int | None]:
+    """What timm's config.json calls the model, such as vit_base_patch16_dinov3.lvd1689m, and how
+    many heads of attention it says; None without.
 
     timm's other ConvNeXts have the tensors of DINOv3's: they are refused. Raises EncoderError.
     """
     path = folder / "config.json"
     value = read_json(path) if path.exists() else {}
     if not value.get("architecture"):
-        return None
+        return None, None
     settings = value.get("pretrained_cfg")
     tag = settings.get("tag") if isinstance(settings, dict) else None
     name = f"{value['architecture']}.{tag}" if tag else str(value["architecture"])
@@ -140,7 +140,9 @@ def _timm_name(folder: Path) -> str | None:
             "timm:vits16."
         )
         raise EncoderError(msg)
-    return name
+    arguments = value.get("model_args")
+    heads = arguments.get("num_heads") if isinstance(arguments, dict) else None
+    return name, heads if isinstance(heads, int) and heads > 0 else None
 
 
 def _doubts(folder: Path) -> tuple[str, ...]:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from dinoprobe.classifier import ImageClassifier, classifier_folder
 from dinoprobe.encoder import EncoderPlace
+from dinoprobe.export.card import model_card
 from dinoprobe.export.document import describe, require_linear, write_licence
 from dinoprobe.export.gate import compare, require
 from dinoprobe.export.pictures import pictures
 from dinoprobe.export.targets import target_named
-from dinoprobe.files import write_json
+from dinoprobe.files import write_atomic, write_json
 from dinoprobe.run import check_out, new_export, run_of
 from dinoprobe.versions import versions
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from dinoprobe.export.targets import Target
 
 SCHEMA = "dinoprobe.export/1"
-GATE_FILE = "gate.json"
+GATE_FILE, CARD_FILE = "gate.json", "README.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,11 @@ def export(
     require_linear(classifier)
     shown = pictures(classifier, home if home != folder else None)
     with new_export(out, home, folder, target.name) as staged:
-        written = target.write(classifier, describe(classifier), staged.folder)
+        document = describe(classifier)
+        written = target.write(classifier, document, staged.folder)
         report = _judged(target, written, classifier, shown)
+        card = model_card(classifier, document, report)
+        write_atomic(staged.folder / CARD_FILE, card)
         size = sum(path.stat().st_size for path in staged.folder.rglob("*") if path.is_file())
         report |= {"size_bytes": size, "seconds": round(time.perf_counter() - start, 3)}
         if target.has_weights:

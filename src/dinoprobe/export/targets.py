@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dinoprobe.errors import ConfigurationError
-from dinoprobe.export import head_file, onnx_file, openvino_ir, transformers_folder
+from dinoprobe.export import (
+    head_file,
+    onnx_file,
+    openvino_ir,
+    timm_folder,
+    transformers_folder,
+)
 from dinoprobe.export.gate import Answers, tolerance_for
 from dinoprobe.heads import MultiLabelProbe
 
@@ -25,6 +31,7 @@ AS_PREPARED = "images resized by prepare"
 BY_PILLOW = "images resized by prepare_plain"
 RESIZED_INSIDE = "images resized in the graph"
 FROM_FEATURES = "the encoder's features"
+BY_TIMM = "images resized as timm's transform does"
 BY_PIPELINE = "images resized by transformers' processor"
 DECODED_WHOLE = "JPEGs decoded at full size, resized in the graph"
 
@@ -121,9 +128,21 @@ def _transformers_answers(
     }
 
 
+def _timm_answers(
+    path: Path, classifier: ImageClassifier, shown: Pictures
+) -> Mapping[str, Answers]:
+    precision, opened = classifier.encoder.precision, timm_folder.opened(path, classifier)
+    other, same = opened.of_decoded(shown.decoded()), opened.of_prepared(shown.prepared)
+    return {
+        BY_TIMM: Answers(other, tolerance_for(precision, same_input=False)),
+        AS_PREPARED: Answers(same, tolerance_for(precision, same_input=True)),
+    }
+
+
 TARGETS = (
     Target("onnx", onnx_file.write, _onnx_answers, _onnx_told),
     Target("head", head_file.write, _head_answers, has_weights=False),
     Target("transformers", transformers_folder.write, _transformers_answers),
+    Target("timm", timm_folder.write, _timm_answers),
     Target("openvino", openvino_ir.write, _openvino_answers),
 )

@@ -1,4 +1,4 @@
-"""A folder that transformers loads: encoder, head, processor and a model card.
+"""A folder that transformers loads: encoder, head and processor.
 
 A ConvNeXt becomes transformers' own ConvNextForImageClassification, for DINOv3's pooled output is
 that model's; DINOv2 and plain ViTs have classes of their own, too. For DINOv3's ViT the class is
@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dinoprobe.errors import ConfigurationError
-from dinoprobe.export.card import model_card
-from dinoprobe.files import umask, write_atomic, write_json
+from dinoprobe.files import umask, write_json
 from dinoprobe.heads import MultiLabelProbe
 from dinoprobe.pooling import CLS, MEAN, parts_of
 
@@ -86,7 +85,6 @@ def write(classifier: ImageClassifier, document: dict[str, Any], folder: Path) -
     (folder / "model.safetensors").chmod(0o666 & ~umask())  # safetensors leaves it to its owner
     write_json(folder / "preprocessor_config.json", processor)
     write_json(folder / ABOUT, document)
-    write_atomic(folder / "README.md", model_card(classifier, document))
     return folder
 
 

@@ -78,7 +78,7 @@ def _environment() -> Environment:
         "interval": wording.interval,
         "integer": wording.integer,
         "text": wording.as_text,
-        "md": _markdown,
+        "md": markdown,
         "fence": _fence,
         "quoted": _python_string,
     }
@@ -86,7 +86,7 @@ def _environment() -> Environment:
     return environment
 
 
-def _markdown(text: object, limit: int = 300) -> str:
+def markdown(text: object, limit: int = 300) -> str:
     """Text that Markdown and HTML leave as it is, in one line."""
     line = " ".join(wording.shorten(str(text), limit).split())
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

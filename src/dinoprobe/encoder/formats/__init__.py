@@ -11,5 +11,6 @@ with one wrong tensor still gives features.
 
 from dinoprobe.encoder.formats.convert import Converted, convert
 from dinoprobe.encoder.formats.layouts import Format, canonical_name, detect
+from dinoprobe.encoder.formats.timm_model import TimmModel, to_timm
 
-__all__ = ["Converted", "Format", "canonical_name", "convert", "detect"]
+__all__ = ["Converted", "Format", "TimmModel", "canonical_name", "convert", "detect", "to_timm"]

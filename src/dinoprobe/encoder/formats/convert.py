@@ -36,10 +36,13 @@ class Converted:
     notes: tuple[str, ...]
 
 
-def convert(tensors: Mapping[str, torch.Tensor], *, place: str) -> Converted:
+def convert(
+    tensors: Mapping[str, torch.Tensor], *, place: str, heads: int | None = None
+) -> Converted:
     """The checkpoint with transformers' names. Each tensor is read once.
 
-    `place` is for messages. Raises FormatError that names the tensor, what was found and what was
+    `place` is for messages. `heads` is how many heads of attention a ViT has, where that is known:
+    only Meta's files tell. Raises FormatError that names the tensor, what was found and what was
     expected.
     """
     layout = find_layout(tensors.keys())
@@ -47,13 +50,20 @@ def convert(tensors: Mapping[str, torch.Tensor], *, place: str) -> Converted:
         _refuse_unknown(tensors.keys(), place)
     names = list(tensors)
     original = partial(layout.original, present=names)
-    converted = (_convnext if layout.is_convnext else _vit)(tensors, layout, place, original)
+    if layout.is_convnext:
+        converted = _convnext(tensors, layout, place, original)
+    else:
+        converted = _vit(tensors, layout, place, original, heads)
     _verify(converted, layout, place, original)
     return converted
 
 
 def _vit(
-    tensors: Mapping[str, torch.Tensor], layout: Layout, place: str, original: Original
+    tensors: Mapping[str, torch.Tensor],
+    layout: Layout,
+    place: str,
+    original: Original,
+    heads: int | None,
 ) -> Converted:
     attention = split_attention(tensors, place)
     periods = [name for name in _PERIODS if name in tensors]
@@ -66,6 +76,8 @@ def _vit(
         head = head_width(tensors[name], name, place)
         notes.append(f"{place}: left out {name}: transformers computes it anew, in float32.")
     _add_mask_token(renamed)
+    if head is None and heads and "embeddings.cls_token" in renamed:
+        head = renamed["embeddings.cls_token"].shape[-1] // heads
     return Converted(vit_config(renamed, head, place, original), renamed, tuple(notes))
 
 

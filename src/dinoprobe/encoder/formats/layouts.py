@@ -178,6 +178,11 @@ LAYOUTS = (_META_VIT, _TIMM_VIT, _META_CONVNEXT, _TIMM_CONVNEXT)
 _TRANSFORMERS = ("embeddings.patch_embeddings.weight", "stages.0.downsample_layers.0.weight")
 
 
+def timm_layout(*, is_convnext: bool) -> Layout:
+    """How timm names a DINOv3."""
+    return _TIMM_CONVNEXT if is_convnext else _TIMM_VIT
+
+
 def find_layout(names: Collection[str]) -> Layout | None:
     """The layout of Meta's or timm's whose marks are all there."""
     known = set(names)
