@@ -95,13 +95,14 @@ class FakeHub:
     endpoint: str = ""
     cdn: str = ""
     requests: list[Request] = field(default_factory=list)
+    received: Any = None
 
     def of(self, ending: str, method: str = "GET") -> list[Request]:
         """The requests of this method whose path ends so."""
         return [r for r in self.requests if r.method == method and r.path.endswith(ending)]
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: FakeHub
     role = "hub"
@@ -328,12 +329,14 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serve(repositories: Mapping[str, Repository], port: int = 0) -> Iterator[FakeHub]:
+def serve(
+    repositories: Mapping[str, Repository], port: int = 0, kind: type[Handler] | None = None
+) -> Iterator[FakeHub]:
     """Serve folders by repository id, and a second host for the scenario `cdn`."""
     hub = FakeHub(repositories)
     servers = []
     for role, number in (("hub", port), ("cdn", 0)):
-        handler = type("Handler", (_Handler,), {"hub": hub, "role": role})
+        handler = type("Served", (kind or Handler,), {"hub": hub, "role": role})
         servers.append(_Server(("127.0.0.1", number), handler))
     hub.endpoint, hub.cdn = (f"http://127.0.0.1:{server.server_port}" for server in servers)
     threads = [threading.Thread(target=s.serve_forever, args=(0.05,), daemon=True) for s in servers]

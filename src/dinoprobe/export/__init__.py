@@ -11,10 +11,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dinoprobe.export.exporting import Exported, export
     from dinoprobe.export.onnx_file import Runner
+    from dinoprobe.export.push import Destination
 
-_HOMES = {"Exported": "exporting", "Runner": "onnx_file", "export": "exporting"}
+_HOMES = {
+    "Destination": "push",
+    "Exported": "exporting",
+    "Runner": "onnx_file",
+    "export": "exporting",
+}
 
-__all__ = ["Exported", "Runner", "export"]
+__all__ = ["Destination", "Exported", "Runner", "export"]
 
 
 def __getattr__(name: str) -> object:

@@ -89,6 +89,16 @@ def licence_of(encoder: Encoder) -> dict[str, str | None]:
     return {"name": reference.checkpoint.licence if reference.checkpoint else None, "link": None}
 
 
+def demands(folder: Path) -> str:
+    """A sentence on what DINOv3's licence demands of whoever passes this folder on."""
+    enclosed = any(folder.glob("LICENSE*"))
+    copy = "the copy of it that is enclosed" if enclosed else "a copy of it, which is not here yet"
+    return (
+        f"The weights are DINOv3's: whoever passes them on does so under the DINOv3 License, with "
+        f"{copy} ({DINOV3_LICENSE}); NOTICE.txt goes along."
+    )
+
+
 def write_licence(encoder: Encoder, folder: Path) -> None:
     """Beside weights: the licence files of the encoder's folder, and NOTICE.txt for DINOv3's."""
     for path in sorted(encoder.reference.folder.glob("LICENSE*")):
