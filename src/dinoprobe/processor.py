@@ -10,9 +10,13 @@ if TYPE_CHECKING:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """Cores that this process may use; `DINOPROBE_CORES` says less, for one of several processes
+    that share a machine.
+    """
     usable = getattr(os, "sched_getaffinity", None)
-    return len(usable(0)) if usable else os.cpu_count() or 1
+    cores = len(usable(0)) if usable else os.cpu_count() or 1
+    share = os.environ.get("DINOPROBE_CORES", "")
+    return max(1, min(cores, int(share))) if share.isdecimal() else cores
 
 
 def has_fast_bfloat16() -> bool:

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dinoprobe.cli import options
+from dinoprobe.cli import cluster, options
+from dinoprobe.cli.cluster import Outcome
 from dinoprobe.cli.console import Console
 
 if TYPE_CHECKING:
-    from dinoprobe.encoder import Encoder
-    from dinoprobe.engine import Embedding
+    from dinoprobe.encoder import EncoderSettings
+    from dinoprobe.engine import Flush
+    from dinoprobe.engine.pipeline import Auto
+    from dinoprobe.store import FeatureStore
     from dinoprobe.types import Dataset
 
 SCHEMA = "dinoprobe.embed/1"
@@ -59,6 +62,18 @@ def embed(
     split_column: options.SplitColumn = None,
     group_column: options.GroupColumn = None,
     store: options.Store = None,
+    retry_failures: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failures", help="Try images again that failed before and did not change."
+        ),
+    ] = False,
+    engine: cluster.Engine = "local",
+    address: cluster.Address = "auto",
+    actors: cluster.Actors = None,
+    cpus_per_actor: cluster.CpusPerActor = None,
+    gpus_per_actor: cluster.GpusPerActor = None,
+    checkpoint_every: cluster.CheckpointEvery = 60.0,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
     strict: options.Strict = False,
@@ -68,12 +83,11 @@ def embed(
     with console.guarded():
         name, chosen_bands = options.require_encoder(encoder), options.parse_bands(bands)
         _refuse_overwriting(data, export, failures)
+        cluster.check_engine(engine)
         from dinoprobe.datasets import DataSettings
-        from dinoprobe.encoder import EncoderSettings, open_encoder
-        from dinoprobe.engine import embed as run_embedding
-        from dinoprobe.engine import write_failures
+        from dinoprobe.encoder import EncoderSettings
+        from dinoprobe.engine import Flush, write_failures
         from dinoprobe.export_features import export_features, writer_for
-        from dinoprobe.quantize import int8_for
         from dinoprobe.store import FeatureStore
         from dinoprobe.types import Failure
 
@@ -103,34 +117,79 @@ def embed(
             split_column=split_column,
             group_column=group_column,
         ).open()
-        int8 = int8_for(
-            dataset,
-            settings,
-            say=console.say,
-            progress=console.progress(),
-            transfer=console.transfer(),
-        )
-        loaded = open_encoder(settings, say=console.say, transfer=console.transfer(), int8=int8)
         features_store = FeatureStore(store)
-        done = run_embedding(
-            dataset,
-            loaded,
-            store=features_store,
-            batch_size=batch_size or "auto",
-            progress=console.progress(),
-        )
-        for note in (*dataset.notes, *loaded.notes, *done.notes):
+        if engine == "ray":
+            outcome = cluster.embed(
+                console,
+                dataset,
+                settings,
+                features_store,
+                division=(address, actors, gpus_per_actor, cpus_per_actor),
+                batch_size=batch_size or "auto",
+                flush=Flush(seconds=checkpoint_every, retry_failures=retry_failures),
+                read_back=export is not None,
+            )
+        else:
+            outcome = _here(
+                console,
+                dataset,
+                settings,
+                features_store,
+                batch_size=batch_size or "auto",
+                flush=Flush(retry_failures=retry_failures),
+            )
+        for note in (*dataset.notes, *outcome.notes):
             console.say(note)
-        written = [] if export is None else [str(p) for p in export_features(done.features, export)]
+        written: list[str] = []
+        if export is not None and outcome.features is not None:
+            written = [str(path) for path in export_features(outcome.features, export)]
         if failures is not None:
             passed_over = [Failure(key, "ignored", why) for key, why in dataset.ignored_files]
-            write_failures(failures, [*done.features.failures, *passed_over])
-        document = _document(dataset, done, features_store.uri, loaded)
-        _show(console, done, document)
+            write_failures(failures, [*outcome.failures, *passed_over])
+        document = _document(dataset, outcome, features_store.uri)
+        _show(console, outcome, document)
         for path in written:
             console.line(f"Written: {path}")
         console.document(document)
-        console.strict(done.failed, asked=strict)
+        console.strict(len(outcome.failures), asked=strict)
+
+
+def _here(
+    console: Console,
+    dataset: Dataset,
+    settings: EncoderSettings,
+    store: FeatureStore,
+    *,
+    batch_size: Auto | int,
+    flush: Flush,
+) -> Outcome:
+    """Embed in this process."""
+    from dinoprobe.encoder import open_encoder
+    from dinoprobe.engine import embed as run_embedding
+    from dinoprobe.quantize import int8_for
+
+    transfer, say = console.transfer(), console.say
+    int8 = int8_for(dataset, settings, say=say, progress=console.progress(), transfer=transfer)
+    encoder = open_encoder(settings, say=say, transfer=console.transfer(), int8=int8)
+    done = run_embedding(
+        dataset,
+        encoder,
+        store=store,
+        batch_size=batch_size,
+        progress=console.progress(),
+        flush=flush,
+    )
+    return Outcome(
+        encoder=encoder,
+        embedded=done.embedded,
+        cached=done.cached,
+        encoded=done.encoded,
+        failures=done.features.failures,
+        seconds=done.seconds,
+        notes=(*encoder.notes, *done.notes),
+        content_digest=done.content_digest(),
+        features=done.features,
+    )
 
 
 def _refuse_overwriting(data: str, *targets: str | None) -> None:
@@ -147,42 +206,44 @@ def _refuse_overwriting(data: str, *targets: str | None) -> None:
             raise ConfigurationError(msg)
 
 
-def _document(dataset: Dataset, done: Embedding, store: str, encoder: Encoder) -> dict[str, Any]:
+def _document(dataset: Dataset, outcome: Outcome, store: str) -> dict[str, Any]:
+    encoder = outcome.encoder
     return {
         "schema": SCHEMA,
-        "embedded": done.embedded,
-        "cached": done.cached,
-        "failed": done.failed,
+        "embedded": outcome.embedded,
+        "cached": outcome.cached,
+        "failed": len(outcome.failures),
         "skipped": sum(dataset.ignored.values()),
         "store": store,
         "encoder": encoder.name,
         "backend": encoder.backend,
         "precision": encoder.precision,
-        "fingerprint": done.features.fingerprint,
+        "fingerprint": encoder.fingerprint,
         "base_fingerprint": encoder.base_fingerprint,
         "pooling": encoder.pooling,
-        "content_digest": done.content_digest(),
-        "images_per_second": done.images_per_second,
-        "seconds": done.seconds,
-        "dimension": int(done.features.X.shape[1]),
-        "failures": [failure._asdict() for failure in done.features.failures],
+        "content_digest": outcome.content_digest,
+        "images_per_second": outcome.images_per_second,
+        "seconds": outcome.seconds,
+        "dimension": encoder.dimension,
+        "failures": [failure._asdict() for failure in outcome.failures],
         "ignored": dict(dataset.ignored),
     }
 
 
-def _show(console: Console, done: Embedding, document: dict[str, Any]) -> None:
+def _show(console: Console, outcome: Outcome, document: dict[str, Any]) -> None:
+    failed = len(outcome.failures)
     console.line(
-        f"{done.embedded:,} images have features, {done.cached:,} of them from before; "
-        f"{done.failed:,} failed, {document['skipped']:,} files skipped"
+        f"{outcome.embedded:,} images have features, {outcome.cached:,} of them from before; "
+        f"{failed:,} failed, {document['skipped']:,} files skipped"
     )
     console.line(
         f"{document['dimension']} dimensions, {document['precision']} by {document['backend']}; "
-        f"{done.encoded:,} images encoded in {done.seconds:.1f} s, "
-        f"{done.images_per_second:.1f} images/s"
+        f"{outcome.encoded:,} images encoded in {outcome.seconds:.1f} s, "
+        f"{outcome.images_per_second:.1f} images/s"
     )
-    for failure in done.features.failures[:_SHOWN_FAILURES]:
+    for failure in outcome.failures[:_SHOWN_FAILURES]:
         console.line(f"  failed: {failure.key}: {failure.reason}")
-    if done.failed > _SHOWN_FAILURES:
-        console.line(f"  and {done.failed - _SHOWN_FAILURES:,} more (--failures FILE lists all)")
+    if failed > _SHOWN_FAILURES:
+        console.line(f"  and {failed - _SHOWN_FAILURES:,} more (--failures FILE lists all)")
     console.line(f"Store: {document['store']}")
     console.line(f"Fingerprint: {document['fingerprint']} ({document['pooling']})")

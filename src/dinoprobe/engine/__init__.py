@@ -6,7 +6,7 @@ calling thread does. Threads suffice because the decoders and torch release the 
 flight, by the formula in `memory`, and a thread that hangs is given up.
 """
 
-from dinoprobe.engine.embedding import Embedding, embed, write_failures
+from dinoprobe.engine.embedding import Embedding, content_digest, embed, write_failures
 from dinoprobe.engine.ledger import Flush
 from dinoprobe.engine.memory import memory_bound
 from dinoprobe.engine.pipeline import Encoded, EncoderLike, encode
@@ -19,6 +19,7 @@ __all__ = [
     "Flush",
     "PatchTokens",
     "TokenSet",
+    "content_digest",
     "embed",
     "embed_tokens",
     "encode",

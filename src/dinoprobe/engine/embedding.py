@@ -61,19 +61,23 @@ class Embedding:
         return self.encoded / self.seconds if self.seconds > 0 else 0.0
 
     def content_digest(self) -> str:
-        """SHA-256 in hex over the sorted keys, their content hashes and their features.
+        """As the function `content_digest`, of the features."""
+        return content_digest(self.features)
 
-        Features are rounded to 1/1000 of the root mean square of their row. On one machine and
-        backend runs are bit-identical and so are digests. Another machine's rounding noise of
-        1e-6 moves about one value in a thousand over an edge: equal digests prove agreement,
-        unequal ones of two machines prove nothing, and `numpy.allclose` decides.
-        """
-        digest = hashlib.sha256()
-        features = self.features
-        for row in sorted(range(len(features)), key=features.keys.__getitem__):
-            digest.update(f"{features.keys[row]}\0{features.hashes[row]}\0".encode())
-            digest.update(_rounded(features.X[row]))
-        return digest.hexdigest()
+
+def content_digest(features: Features) -> str:
+    """SHA-256 in hex over the sorted keys, their content hashes and their features.
+
+    Features are rounded to 1/1000 of the root mean square of their row. On one machine and
+    backend runs are bit-identical and so are digests. Another machine's rounding noise of
+    1e-6 moves about one value in a thousand over an edge: equal digests prove agreement,
+    unequal ones of two machines prove nothing, and `numpy.allclose` decides.
+    """
+    digest = hashlib.sha256()
+    for row in sorted(range(len(features)), key=features.keys.__getitem__):
+        digest.update(f"{features.keys[row]}\0{features.hashes[row]}\0".encode())
+        digest.update(_rounded(features.X[row]))
+    return digest.hexdigest()
 
 
 def embed(
@@ -107,7 +111,7 @@ def embed(
     read = partial(
         run,
         encoder=encoder,
-        wanted=ledger.claim,
+        wanted=ledger.claims.claim,
         batch_size=batch_size,
         workers=workers,
         timeout_s=timeout_s,

@@ -55,6 +55,30 @@ def row_kind(encoder: Described) -> RowKind:
     return RowKind(encoder.fingerprint, WHOLE, description)
 
 
+@final
+class Claims:
+    """Which images are to be encoded, by their content: each of them once. For several threads."""
+
+    def __init__(self, known: KnownHashes) -> None:
+        self.known = known
+        self._claimed: set[str] = set()
+        self._lock = Lock()
+
+    def claim(self, content_hash: str) -> bool:
+        """True for the first sample of a hash that has no features yet."""
+        with self._lock:
+            if content_hash in self._claimed or content_hash in self.known:
+                return False
+            self._claimed.add(content_hash)
+            return True
+
+    def give_back(self, missing: set[str], known: KnownHashes) -> None:
+        """These may be claimed once more; `known` is what has features now."""
+        with self._lock:
+            self.known = known
+            self._claimed -= missing
+
+
 class Summary(NamedTuple):
     """How a run ended. Of the `embedded` images, `cached` had features before and `encoded` went
     through the encoder; the rest are copies of an image of this run. `skipped` counts files that
@@ -74,8 +98,7 @@ class Summary(NamedTuple):
 class Ledger:
     """What one run knows of its dataset, and what it has not recorded yet.
 
-    `hashes` and `failures` are by key. `claim` is called from the reader threads, all else from the
-    calling thread.
+    `hashes` and `failures` are by key. `claims` are for reader threads, all else for the caller's.
     """
 
     dataset: Dataset
@@ -86,33 +109,23 @@ class Ledger:
     hashes: dict[str, str] = field(default_factory=dict)
     failures: dict[str, Failure] = field(default_factory=dict)
     encoded: set[str] = field(default_factory=set)
-    known: KnownHashes = frozenset()
+    claims: Claims = field(default_factory=lambda: Claims(frozenset()))
     known_failures: int = 0
     damaged: int = 0
     untidy: str = ""
 
     def __post_init__(self) -> None:
         self._entries: dict[str, Entry] = {}
-        self._claimed: set[str] = set()
-        self._lock = Lock()
         self._new_entries: list[Entry] = []
         self._flushed_at = time.monotonic()
 
     def open(self) -> list[Sample]:
         """Read what is known; the samples that are left to do."""
-        self.known = self.store.known(self.kind.fingerprint, parts=self.kind.parts)
+        self.claims = Claims(self.store.known(self.kind.fingerprint, parts=self.kind.parts))
         self._entries = self.store.manifest(self.kind.fingerprint, self.dataset.uri)
         left = [sample for sample in self.dataset.samples if not self._recall(sample)]
         self.known_failures = len(self.failures)
         return left
-
-    def claim(self, content_hash: str) -> bool:
-        """True for the first sample of a hash that has no features yet."""
-        with self._lock:
-            if content_hash in self._claimed or content_hash in self.known:
-                return False
-            self._claimed.add(content_hash)
-            return True
 
     def add(self, loaded: Loaded, *, encoded: bool) -> None:
         """Take one result, whose features `commit` will store, and commit where that is due."""
@@ -152,8 +165,7 @@ class Ledger:
                 again.append(sample)
         missing = {self.hashes[sample.key] for sample in again}
         self.damaged += len(missing)
-        self.known = found
-        self._claimed -= missing
+        self.claims.give_back(missing, found)
         return again
 
     def tidy(self) -> None:
@@ -192,7 +204,7 @@ class Ledger:
                 return False
             reason = entry.failure_reason or ""
             self.failures[sample.key] = Failure(sample.key, entry.failure_kind, reason)
-        elif entry.content_hash is not None and entry.content_hash in self.known:
+        elif entry.content_hash is not None and entry.content_hash in self.claims.known:
             self.hashes[sample.key] = entry.content_hash
         else:
             return False

@@ -67,7 +67,7 @@ def load(
 
     sample = reading.known.sample
     try:
-        stamp = _lasting(sample.source.stamp())
+        stamp = lasting_stamp(sample)
         content = sample.source.read()
     except OSError as error:
         return Loaded(sample, failure=Failure(sample.key, "unreadable", _text(error)))
@@ -86,10 +86,11 @@ def load(
         return loaded._replace(failure=Failure(sample.key, "too-large", reason))
 
 
-def _lasting(stamp: Stamp | None) -> Stamp | None:
+def lasting_stamp(sample: Sample) -> Stamp | None:
     """The stamp, or None where the file is so young that a change might leave the stamp as it is:
-    file systems count time in steps of up to 2 s.
+    file systems count time in steps of up to 2 s. Raises OSError when the file is gone.
     """
+    stamp = sample.source.stamp()
     if stamp is None or time.time_ns() - stamp.mtime_ns < _YOUNG_NS:
         return None
     return stamp

@@ -1,0 +1,167 @@
+"""`dinoprobe embed --engine ray`: its options, and its way to the same outcome."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dinoprobe.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from dinoprobe.cli.console import Console
+    from dinoprobe.encoder import Encoder, EncoderSettings
+    from dinoprobe.engine import Flush
+    from dinoprobe.engine.pipeline import Auto
+    from dinoprobe.ray_engine import Facts
+    from dinoprobe.store import FeatureStore
+    from dinoprobe.types import Dataset, Failure, Features
+
+_PANEL = "Ray cluster"
+ENGINES = ("local", "ray")
+
+Engine = Annotated[
+    str,
+    typer.Option(
+        metavar="local|ray",
+        help="What runs it: this process, or workers on a Ray cluster.",
+        rich_help_panel=_PANEL,
+    ),
+]
+Address = Annotated[
+    str,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Of the cluster: auto (RAY_ADDRESS, or one that runs here, or a new one on this "
+        "machine), local (a new one), host:port.",
+        rich_help_panel=_PANEL,
+    ),
+]
+Actors = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Workers, at most (default: as many as fit).",
+        show_default=False,
+        rich_help_panel=_PANEL,
+    ),
+]
+CpusPerActor = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Cores of a worker (default: those of its node, or its GPU's share of them).",
+        show_default=False,
+        rich_help_panel=_PANEL,
+    ),
+]
+GpusPerActor = Annotated[
+    float | None,
+    typer.Option(
+        "--num-gpus-per-actor",
+        min=0.0,
+        help="GPUs of a worker, also a part of one (default: 1 where there are any).",
+        show_default=False,
+        rich_help_panel=_PANEL,
+    ),
+]
+CheckpointEvery = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        min=1.0,
+        help="What a killed worker, node or driver loses at most.",
+        rich_help_panel=_PANEL,
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What either engine gives. A cluster's features are read back only on demand."""
+
+    encoder: Encoder | Facts
+    embedded: int
+    cached: int
+    encoded: int
+    failures: tuple[Failure, ...]
+    seconds: float
+    notes: tuple[str, ...]
+    content_digest: str | None
+    features: Features | None
+
+    @property
+    def images_per_second(self) -> float:
+        """Images that an encoder saw, over the time of the whole run."""
+        return self.encoded / self.seconds if self.seconds > 0 else 0.0
+
+
+def check_engine(name: str) -> None:
+    """Raises ConfigurationError for an engine that there is not."""
+    if name not in ENGINES:
+        msg = f"engine '{name}': expected one of {', '.join(ENGINES)}."
+        raise ConfigurationError(msg)
+
+
+def embed(
+    console: Console,
+    dataset: Dataset,
+    settings: EncoderSettings,
+    store: FeatureStore,
+    *,
+    division: tuple[str, int | None, float | None, int | None],
+    batch_size: Auto | int,
+    flush: Flush,
+    read_back: bool,
+) -> Outcome:
+    """Embed on a cluster, with a commit every `flush.seconds`. Raises what `embed_on_ray` does."""
+    from dinoprobe import __version__
+    from dinoprobe.encoder import open_encoder
+    from dinoprobe.engine import content_digest
+    from dinoprobe.engine.pipeline import TIMEOUT_S
+    from dinoprobe.ray_engine import Job, RaySettings, connected, embed_on_ray
+
+    if settings.precision == "int8":
+        msg = (
+            "--precision int8 with --engine ray: the graph of a dataset is made and judged by one "
+            "process. Expected exact, bf16 or auto. Use --engine local for int8."
+        )
+        raise ConfigurationError(msg)
+    if Path(settings.name).exists():
+        settings = replace(settings, name=str(Path(settings.name).absolute()))
+    with connected(RaySettings(*division), console.say) as found:
+        job = Job(
+            open=partial(open_encoder, settings),
+            cores=found.plan.cpus,
+            version=__version__,
+            store_uri=store.uri,
+            batch_size=batch_size,
+            timeout_s=TIMEOUT_S,
+            report_every_s=flush.seconds / 2,
+        )
+        facts = found.facts(job, console.say)
+        done = embed_on_ray(
+            dataset,
+            replace(job, fingerprint=facts.fingerprint),
+            facts,
+            cluster=found,
+            store=store,
+            flush=flush,
+            progress=console.progress(),
+        )
+    features = done.features(facts) if read_back else None
+    summary = done.summary
+    return Outcome(
+        encoder=facts,
+        embedded=summary.embedded,
+        cached=summary.cached,
+        encoded=summary.encoded,
+        failures=summary.failures,
+        seconds=done.seconds,
+        notes=(*facts.notes, *summary.notes),
+        content_digest=None if features is None else content_digest(features),
+        features=features,
+    )
