@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 POISON = (255, 0, 255)
 DUE = Flush(seconds=1.0)
+MIXED = "{table.csv,0.tar,1.tar}"
 
 
 def open_poisoned(settings: EncoderSettings) -> Encoder:
@@ -127,10 +128,9 @@ def _jobs(folder: Path, cluster: Any, say: Callable[[str], None]) -> dict[str, A
     killed = embed(job, "photos", "killed", progress=killer)
     return {
         "killed": killed | {"pid": killer.killed},
-        "poisoned": embed(deadly, "table.csv", "table"),
-        "again": embed(deadly, "table.csv", "table"),
-        "cured": embed(job, "table.csv", "table", flush=replace(DUE, retry_failures=True)),
-        "shards": embed(job, "shards/{0..1}.tar", "shards"),
+        "poisoned": embed(deadly, MIXED, "mixed"),
+        "again": embed(deadly, MIXED, "mixed"),
+        "cured": embed(job, MIXED, "mixed", flush=replace(DUE, retry_failures=True)),
     }
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
-from tests.ray_jobs import POISON
+from tests.ray_jobs import MIXED, POISON
 
 from dinoprobe.datasets import open_dataset
 from dinoprobe.encoder import Encoder
@@ -48,16 +48,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / "photos" / "a" / f"copy{number}.png").write_bytes(path.read_bytes())
     for name, content in zip(BROKEN, (photos[0].read_bytes()[:700], b"", b"text"), strict=True):
         (root / "photos" / name).write_bytes(content)
-    (root / "shards").mkdir()
     for shard in range(2):
-        with tarfile.open(root / "shards" / f"{shard}.tar", "w") as archive:
-            for path in photos[shard * 10 : shard * 10 + 10]:
+        with tarfile.open(root / f"{shard}.tar", "w") as archive:
+            for path in photos[60 + shard * 10 : 70 + shard * 10]:
                 content = path.read_bytes()
                 info = tarfile.TarInfo(f"c/{path.name}")
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
     Image.new("RGB", (40, 40), POISON).save(root / "deadly.png")
-    rows = [*photos[:30], root / "deadly.png", root / "gone.png", *photos[30:60]]
+    rows = [*photos[:30], root / "deadly.png", *photos[30:60]]
     lines = [f"file://{path},{path.parent.name}" for path in rows]
     (root / "table.csv").write_text("\n".join(["path,label", *lines, ""]))
     old = time.time() - 60  # a file that is seconds old has no lasting stamp
@@ -116,32 +115,21 @@ def test_a_killed_worker_changes_nothing(
 def test_an_image_that_kills_its_process_is_put_aside(
     jobs: dict[str, Any], place: Path, builtin: Encoder
 ) -> None:
-    """In a table of URIs, with a file that is not there."""
+    """Among the URIs of a table and the members of two shards."""
     found = jobs["poisoned"]
-    (killed, gone) = found["failures"]
-    assert (killed[0], killed[1]) == (f"file://{place}/deadly.png", "killed")
-    assert "so did a second one" in killed[2]
-    assert gone[1] == "unreadable"
-    assert (found["embedded"], found["encoded"]) == (60, 60)
+    ((key, kind, reason),) = found["failures"]
+    assert (key, kind) == (f"table.csv/file://{place}/deadly.png", "killed")
+    assert "so did a second one" in reason
+    assert (found["embedded"], found["encoded"]) == (80, 80)
     again = jobs["again"]
-    assert (again["encoded"], again["cached"]) == (0, 60)
+    assert (again["encoded"], again["cached"]) == (0, 80)
     assert again["failures"] == found["failures"]
     assert any("1 failures are known from an earlier run" in note for note in again["notes"])
     cured = jobs["cured"]
-    assert (cured["encoded"], cured["embedded"], cured["failures"]) == (1, 61, [gone])
-    read, expected = (
-        local(place / "table.csv", builtin, place / "table"),
-        local(place / "table.csv", builtin),
-    )
-    assert read.cached == 61
-    assert read.content_digest() == expected.content_digest()
-
-
-def test_shards_go_the_same_way(jobs: dict[str, Any], place: Path, builtin: Encoder) -> None:
-    source = f"{place}/shards/{{0..1}}.tar"
-    read, expected = local(source, builtin, place / "shards"), local(source, builtin)
-    assert (jobs["shards"]["encoded"], jobs["shards"]["failures"]) == (20, [])
-    assert (read.encoded, read.cached, read.failed) == (0, 20, 0)
+    assert (cured["encoded"], cured["embedded"], cured["failures"]) == (1, 81, [])
+    source = f"{place}/{MIXED}"
+    read, expected = local(source, builtin, place / "mixed"), local(source, builtin)
+    assert (read.encoded, read.cached) == (0, 81)
     assert read.content_digest() == expected.content_digest()
 
 

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "dinoprobe"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 HEAVY = ("torch", "transformers", "sklearn", "scipy", "pandas", "lance", "pyarrow", "datasets")
+HEAVY += ("ray",)
 
 needs_cli = pytest.mark.skipif(
     find_spec("dinoprobe.cli") is None, reason="dinoprobe.cli is not written yet"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,11 +13,13 @@ import typer
 from dinoprobe.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from dinoprobe.cli.console import Console
     from dinoprobe.encoder import Encoder, EncoderSettings
-    from dinoprobe.engine import Flush
+    from dinoprobe.engine import Estimate, Flush
     from dinoprobe.engine.pipeline import Auto
-    from dinoprobe.ray_engine import Facts
+    from dinoprobe.ray_engine import Cluster, Facts, Job
     from dinoprobe.store import FeatureStore
     from dinoprobe.types import Dataset, Failure, Features
 
@@ -106,24 +109,27 @@ def check_engine(name: str) -> None:
         raise ConfigurationError(msg)
 
 
-def embed(
-    console: Console,
-    dataset: Dataset,
-    settings: EncoderSettings,
-    store: FeatureStore,
-    *,
-    division: tuple[str, int | None, float | None, int | None],
-    batch_size: Auto | int,
-    flush: Flush,
-    read_back: bool,
-) -> Outcome:
-    """Embed on a cluster, with a commit every `flush.seconds`. Raises what `embed_on_ray` does."""
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What both engines are asked for, and how a cluster is divided."""
+
+    dataset: Dataset
+    settings: EncoderSettings
+    store: FeatureStore
+    batch_size: Auto | int
+    flush: Flush
+    division: tuple[str, int | None, float | None, int | None]
+
+
+@contextmanager
+def _opened(console: Console, request: Request) -> Iterator[tuple[Cluster, Job, Facts]]:
+    """The cluster with the job for its workers, and what one of them says of the encoder."""
     from dinoprobe import __version__
     from dinoprobe.encoder import open_encoder
-    from dinoprobe.engine import content_digest
     from dinoprobe.engine.pipeline import TIMEOUT_S
-    from dinoprobe.ray_engine import Job, RaySettings, connected, embed_on_ray
+    from dinoprobe.ray_engine import Job, RaySettings, connected
 
+    settings = request.settings
     if settings.precision == "int8":
         msg = (
             "--precision int8 with --engine ray: the graph of a dataset is made and judged by one "
@@ -132,24 +138,33 @@ def embed(
         raise ConfigurationError(msg)
     if Path(settings.name).exists():
         settings = replace(settings, name=str(Path(settings.name).absolute()))
-    with connected(RaySettings(*division), console.say) as found:
+    with connected(RaySettings(*request.division), console.say) as found:
         job = Job(
             open=partial(open_encoder, settings),
             cores=found.plan.cpus,
             version=__version__,
-            store_uri=store.uri,
-            batch_size=batch_size,
+            store_uri=request.store.uri,
+            batch_size=request.batch_size,
             timeout_s=TIMEOUT_S,
-            report_every_s=flush.seconds / 2,
+            report_every_s=request.flush.seconds / 2,
         )
         facts = found.facts(job, console.say)
+        yield found, replace(job, fingerprint=facts.fingerprint), facts
+
+
+def embed(console: Console, request: Request, *, read_back: bool) -> Outcome:
+    """Embed on a cluster, with a commit every `flush.seconds`. Raises what `embed_on_ray` does."""
+    from dinoprobe.engine import content_digest
+    from dinoprobe.ray_engine import embed_on_ray
+
+    with _opened(console, request) as (found, job, facts):
         done = embed_on_ray(
-            dataset,
-            replace(job, fingerprint=facts.fingerprint),
+            request.dataset,
+            job,
             facts,
             cluster=found,
-            store=store,
-            flush=flush,
+            store=request.store,
+            flush=request.flush,
             progress=console.progress(),
         )
     features = done.features(facts) if read_back else None
@@ -165,3 +180,19 @@ def embed(
         content_digest=None if features is None else content_digest(features),
         features=features,
     )
+
+
+def estimated(console: Console, request: Request) -> tuple[Facts, Estimate]:
+    """What it would cost on a cluster, by what one worker does."""
+    from dinoprobe.engine import estimate
+
+    with _opened(console, request) as (found, job, facts):
+        return facts, estimate(
+            request.dataset,
+            facts.kind,
+            facts.dimension,
+            request.store,
+            lambda samples: found.measure(job, samples, console.say),
+            workers=found.plan.actors,
+            retry_failures=request.flush.retry_failures,
+        )

@@ -158,7 +158,7 @@ class Meter:
             self._spoken = time.perf_counter()
             left = (self._total - self._done) / max(self._rate(), 1e-9)
             counts = f"{self._done:,} of {self._total:,} images"
-            self._print(f"{counts}, {self._rate():.1f} images/s, {_duration(left)} left")
+            self._print(f"{counts}, {self._rate():.1f} images/s, {duration(left)} left")
 
     def finish(self) -> None:
         """The run is over."""
@@ -189,7 +189,7 @@ class Meter:
         self._task = self._bar.add_task("embedding", total=self._total, rate=0.0)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """`1:02:03` or `2:03`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dinoprobe.cli import cluster, options
-from dinoprobe.cli.cluster import Outcome
+from dinoprobe.cli import cluster, estimates, options
+from dinoprobe.cli.cluster import Outcome, Request
 from dinoprobe.cli.console import Console
 
 if TYPE_CHECKING:
-    from dinoprobe.encoder import EncoderSettings
-    from dinoprobe.engine import Flush
-    from dinoprobe.engine.pipeline import Auto
-    from dinoprobe.store import FeatureStore
+    from dinoprobe.encoder import Encoder
+    from dinoprobe.engine import Estimate
     from dinoprobe.types import Dataset
 
 SCHEMA = "dinoprobe.embed/1"
@@ -68,6 +66,14 @@ def embed(
             "--retry-failures", help="Try images again that failed before and did not change."
         ),
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say what it would cost, by a sample, and write nothing.",
+            rich_help_panel="Output",
+        ),
+    ] = False,
     engine: cluster.Engine = "local",
     address: cluster.Address = "auto",
     actors: cluster.Actors = None,
@@ -117,27 +123,23 @@ def embed(
             split_column=split_column,
             group_column=group_column,
         ).open()
-        features_store = FeatureStore(store)
-        if engine == "ray":
-            outcome = cluster.embed(
-                console,
-                dataset,
-                settings,
-                features_store,
-                division=(address, actors, gpus_per_actor, cpus_per_actor),
-                batch_size=batch_size or "auto",
-                flush=Flush(seconds=checkpoint_every, retry_failures=retry_failures),
-                read_back=export is not None,
-            )
+        request = Request(
+            dataset,
+            settings,
+            FeatureStore(store),
+            batch_size or "auto",
+            Flush(seconds=checkpoint_every, retry_failures=retry_failures),
+            (address, actors, gpus_per_actor, cpus_per_actor),
+        )
+        on_ray = engine == "ray"
+        if dry_run:
+            found = (cluster.estimated if on_ray else _estimated)(console, request)
+            estimates.show(console, *found, store=request.store.uri)
+            return
+        if on_ray:
+            outcome = cluster.embed(console, request, read_back=export is not None)
         else:
-            outcome = _here(
-                console,
-                dataset,
-                settings,
-                features_store,
-                batch_size=batch_size or "auto",
-                flush=Flush(retry_failures=retry_failures),
-            )
+            outcome = _embedded(console, request)
         for note in (*dataset.notes, *outcome.notes):
             console.say(note)
         written: list[str] = []
@@ -146,7 +148,7 @@ def embed(
         if failures is not None:
             passed_over = [Failure(key, "ignored", why) for key, why in dataset.ignored_files]
             write_failures(failures, [*outcome.failures, *passed_over])
-        document = _document(dataset, outcome, features_store.uri)
+        document = _document(dataset, outcome, request.store.uri)
         _show(console, outcome, document)
         for path in written:
             console.line(f"Written: {path}")
@@ -154,30 +156,33 @@ def embed(
         console.strict(len(outcome.failures), asked=strict)
 
 
-def _here(
-    console: Console,
-    dataset: Dataset,
-    settings: EncoderSettings,
-    store: FeatureStore,
-    *,
-    batch_size: Auto | int,
-    flush: Flush,
-) -> Outcome:
-    """Embed in this process."""
+def _encoder(console: Console, request: Request) -> Encoder:
     from dinoprobe.encoder import open_encoder
-    from dinoprobe.engine import embed as run_embedding
     from dinoprobe.quantize import int8_for
 
-    transfer, say = console.transfer(), console.say
-    int8 = int8_for(dataset, settings, say=say, progress=console.progress(), transfer=transfer)
-    encoder = open_encoder(settings, say=say, transfer=console.transfer(), int8=int8)
-    done = run_embedding(
-        dataset,
-        encoder,
-        store=store,
-        batch_size=batch_size,
+    int8 = int8_for(
+        request.dataset,
+        request.settings,
+        say=console.say,
         progress=console.progress(),
-        flush=flush,
+        transfer=console.transfer(),
+    )
+    return open_encoder(request.settings, say=console.say, transfer=console.transfer(), int8=int8)
+
+
+def _embedded(console: Console, request: Request) -> Outcome:
+    """Embed in this process."""
+    from dinoprobe.engine import Flush
+    from dinoprobe.engine import embed as run_embedding
+
+    encoder = _encoder(console, request)
+    done = run_embedding(
+        request.dataset,
+        encoder,
+        store=request.store,
+        batch_size=request.batch_size,
+        progress=console.progress(),
+        flush=Flush(retry_failures=request.flush.retry_failures),
     )
     return Outcome(
         encoder=encoder,
@@ -189,6 +194,22 @@ def _here(
         notes=(*encoder.notes, *done.notes),
         content_digest=done.content_digest(),
         features=done.features,
+    )
+
+
+def _estimated(console: Console, request: Request) -> tuple[Encoder, Estimate]:
+    """What it would cost in this process."""
+    from dinoprobe.engine import estimate, measure
+    from dinoprobe.engine.ledger import row_kind
+
+    encoder = _encoder(console, request)
+    return encoder, estimate(
+        request.dataset,
+        row_kind(encoder),
+        encoder.dimension,
+        request.store,
+        lambda samples: measure(samples, encoder, batch_size=request.batch_size),
+        retry_failures=request.flush.retry_failures,
     )
 
 

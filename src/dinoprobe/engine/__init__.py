@@ -7,6 +7,7 @@ flight, by the formula in `memory`, and a thread that hangs is given up.
 """
 
 from dinoprobe.engine.embedding import Embedding, content_digest, embed, write_failures
+from dinoprobe.engine.estimate import Estimate, estimate, measure
 from dinoprobe.engine.ledger import Flush
 from dinoprobe.engine.memory import memory_bound
 from dinoprobe.engine.pipeline import Encoded, EncoderLike, encode
@@ -16,6 +17,7 @@ __all__ = [
     "Embedding",
     "Encoded",
     "EncoderLike",
+    "Estimate",
     "Flush",
     "PatchTokens",
     "TokenSet",
@@ -23,6 +25,8 @@ __all__ = [
     "embed",
     "embed_tokens",
     "encode",
+    "estimate",
+    "measure",
     "memory_bound",
     "write_failures",
 ]

@@ -1,4 +1,4 @@
-"""A Ray cluster: getting there quietly, what it has room for, and two ways to put workers on it.
+"""A Ray cluster that the driver is connected to, and two ways to put workers on it.
 
 `stream` is Ray Data: it hands chunks to a pool of actors and brings their reports as they come. Its
 own answer to a dead process is to try the same chunk again for ever (`max_task_retries` -1), which
@@ -8,90 +8,28 @@ and what was lost is for `alone`: one image at a time in a process that is known
 
 from __future__ import annotations
 
-import logging
 import os
-import secrets
 import warnings
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
-from dinoprobe.errors import ConfigurationError, MissingExtraError, StoreError
+from dinoprobe.datasets.transport import pack, to_bytes
+from dinoprobe.errors import StoreError
+from dinoprobe.ray_engine.connection import connect, load_ray
+from dinoprobe.ray_engine.division import Plan, RaySettings, plan
 from dinoprobe.ray_engine.report import Report
-from dinoprobe.ray_engine.worker import Facts, Job, Worker, examine
+from dinoprobe.ray_engine.worker import Facts, Job, Worker, examine, measured
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    from dinoprobe.engine.estimate import Measured
+    from dinoprobe.ray_engine.connection import Say
     from dinoprobe.store import KnownHashes
+    from dinoprobe.types import Sample
 
-    Say = Callable[[str], None]
-
-_FAR_TOO_LARGE = 1 << 50
 _WAIT_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class RaySettings:
-    """Which cluster, and how it is divided. None: one worker for each GPU, or for each node without
-    one, with all the cores that are there.
-    """
-
-    address: str = "auto"
-    actors: int | None = None
-    gpus_per_actor: float | None = None
-    cpus_per_actor: int | None = None
-
-    def check(self) -> None:
-        """Raises ConfigurationError for numbers that make no sense."""
-        for name, value, least in (
-            ("actors", self.actors, 1),
-            ("CPUs for an actor", self.cpus_per_actor, 1),
-            ("GPUs for an actor", self.gpus_per_actor, 0),
-        ):
-            if value is not None and not value >= least:
-                raise ConfigurationError(
-                    f"{name}: {value}. Expected at least {least}. Leave it out to take what the "
-                    "cluster has."
-                )
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """So many actors, each with so much."""
-
-    actors: int
-    cpus: int
-    gpus: float
-
-
-def plan(nodes: Sequence[Mapping[str, float]], settings: RaySettings) -> Plan:
-    """How nodes with these resources (`CPU`, `GPU`) are divided. Raises ConfigurationError where
-    not one actor fits.
-    """
-    with_gpu = [node for node in nodes if node.get("GPU", 0) > 0]
-    gpus = settings.gpus_per_actor
-    if gpus is None:
-        gpus = 1.0 if with_gpu else 0.0
-    usable = with_gpu if gpus else list(nodes)
-    cpus = settings.cpus_per_actor
-    if cpus is None:
-        shares = [node.get("CPU", 0) / max(1.0, node.get("GPU", 0) // gpus if gpus else 1.0)
-                  for node in usable]  # fmt: skip
-        cpus = max(1, int(min((share for share in shares if share >= 1), default=1)))
-    fit = sum(
-        int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) // gpus if gpus else float("inf")))
-        for node in usable
-    )
-    if not fit:
-        has = ", ".join(
-            f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes
-        )
-        raise ConfigurationError(
-            f"no node has {cpus} CPUs and {gpus:g} GPUs for an actor: the cluster has nodes of "
-            f"{has or 'nothing'}. Ask for less with --cpus-per-actor and --num-gpus-per-actor."
-        )
-    return Plan(min(settings.actors or fit, fit), cpus, gpus)
+_PER_LANE = 16  # images that are worth a process of their own, one by one
 
 
 @final
@@ -104,17 +42,28 @@ class Cluster:
 
     def facts(self, job: Job, say: Say) -> Facts:
         """What a worker says of the encoder. Raises what its opening raises."""
-        remote = self._ray.remote(max_retries=2, **self._resources())(examine)
-        reference = remote.remote(job)
+        found: Facts = self._call(examine, job, say=say)
+        return found
+
+    def measure(self, job: Job, samples: Sequence[Sample], say: Say) -> Measured:
+        """What one worker takes for these samples."""
+        chunk = to_bytes([pack(number, sample) for number, sample in enumerate(samples)])
+        found: Measured = self._call(measured, job, chunk, say=say)
+        return found
+
+    def _call(self, function: Callable[..., Any], *arguments: Any, say: Say) -> Any:
+        """In a process with the resources of a worker. Raises the error that it reports."""
+        remote = self._ray.remote(max_retries=2, **self._resources())(function)
+        reference = remote.remote(*arguments)
         while not self._ray.wait([reference], timeout=_WAIT_S)[0]:
             say(
                 f"Waiting for a worker with {self.plan.cpus} CPUs and {self.plan.gpus:g} GPUs: it "
                 "starts, loads the encoder, or waits for other jobs on the cluster."
             )
-        found: Facts | Report = self._ray.get(reference)
+        found = self._ray.get(reference)
         if isinstance(found, Report):
             found.check()
-        return found  # type: ignore[return-value]
+        return found
 
     def share(self, known: KnownHashes) -> Any:
         """A reference to what all workers read: one copy a node."""
@@ -151,9 +100,8 @@ class Cluster:
                 max_task_retries=0,
                 **self._resources(),
             )
-        for batch in reports.iter_batches(
-            batch_size=None, prefetch_batches=0, batch_format="numpy"
-        ):
+        batches = reports.iter_batches(batch_size=None, prefetch_batches=0, batch_format="numpy")
+        for batch in batches:
             yield from map(Report.from_json, batch["report"])
 
     def alone(
@@ -170,7 +118,7 @@ class Cluster:
         def begin(actor: Any, number: int, deaths: int) -> None:
             lanes[actor.reports.remote(chunks[number])] = (actor, number, deaths)
 
-        for _ in range(min(self.plan.actors, len(waiting))):
+        for _ in range(min(self.plan.actors, -(-len(waiting) // _PER_LANE))):
             begin(make.remote(job, known), waiting.pop()[0], 0)
         while lanes:
             reference = ray.wait(list(lanes))[0][0]
@@ -226,10 +174,10 @@ def connected(settings: RaySettings, say: Say) -> Iterator[Cluster]:
     small. Ray's own messages go to its log files: on stdout they would stand in a JSON document.
     """
     settings.check()
-    ray = _load_ray(settings.address)
+    ray = load_ray(settings.address)
     with ExitStack() as stack:
         stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        _connect(ray, settings.address, say)
+        connect(ray, settings.address, say)
         stack.callback(ray.shutdown)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         division = plan(nodes, settings)
@@ -238,67 +186,3 @@ def connected(settings: RaySettings, say: Say) -> Iterator[Cluster]:
             f"CPUs and {division.gpus:g} GPUs each"
         )
         yield Cluster(ray, division)
-
-
-def _load_ray(address: str) -> Any:
-    """Ray, without what it reports home and writes to the terminal. The environment is read when
-    Ray is imported, and handed on to the processes of a local cluster.
-    """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    if address == "local":
-        _require_token()
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise MissingExtraError("--engine ray", "ray") from error
-    for handler in list(logging.getLogger("ray.data").handlers):
-        if type(handler).__name__ == "PlainRayHandler":
-            logging.getLogger("ray.data").removeHandler(handler)
-    return ray
-
-
-def _require_token() -> None:
-    """Who may talk to the local cluster: who has its token. Ray would write one to the home."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-
-
-def _connect(ray: Any, address: str, say: Say) -> None:
-    if ray.is_initialized():
-        raise ConfigurationError(
-            "this process is connected to a Ray cluster already. Expected none. Call "
-            "ray.shutdown() before."
-        )
-    quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
-    try:
-        with _silent_stderr():
-            if address == "local":
-                ray.init(address="local", include_dashboard=False, **quiet)
-            else:
-                ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        if address == "auto":
-            say("No Ray cluster runs here: one is started on this machine, for this run.")
-            _connect(ray, "local", say)
-            return
-        first_line = str(error).strip().splitlines()[0][:300]
-        raise ConfigurationError(
-            f"--address {address}: no Ray cluster there ({first_line}). Expected one that runs: "
-            "start it with `ray start`, or use --address local for this machine alone."
-        ) from error
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Without what Ray's C++ part writes to the descriptor itself while it starts."""
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)

@@ -1,8 +1,8 @@
-"""The driver: what is left to do goes out in chunks, reports come back, and are committed together.
+"""The driver: what is left to do goes out in chunks, reports come back and are committed together.
 
-Three passes end every job. Chunks of up to 131,072 images go through Ray Data; what a dead process
-had not reported goes through again in chunks of 32; and what was lost then is tried image by image.
-One that kills its process twice, alone, is a failure like another, of the kind `killed`.
+Chunks of up to 131,072 images go through Ray Data. What a dead process had not reported goes
+through again in chunks of 32 where it is much, and what was lost then is tried image by image. One
+that kills its process twice, alone, is a failure like another, of the kind `killed`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 _LARGEST_CHUNK = 1 << 17  # the rows of one file of features
 _CHUNKS_PER_ACTOR = 16  # so that the last one to end is waited for at most so long
-_SMALL_CHUNK = 32
+_SMALLEST_CHUNK = 16
+_FEW = 32
 _CHUNK_BYTES = 64 << 20
 _SHARE_OF_ROOM = 0.25
 
@@ -120,9 +121,11 @@ class _Run:
             return
         known = self.cluster.share(self.ledger.claims.known)
         for wave in _waves(self._packed(samples), self.cluster.room_bytes() * _SHARE_OF_ROOM):
-            size = -(-len(wave) // (self.cluster.plan.actors * _CHUNKS_PER_ACTOR))
+            actors = self.cluster.plan.actors
+            size = max(_SMALLEST_CHUNK, -(-len(wave) // (actors * _CHUNKS_PER_ACTOR)))
             lost = self._stream(samples, wave, min(size, _LARGEST_CHUNK), known, queued=2)
-            lost = self._stream(samples, lost, _SMALL_CHUNK, known, queued=1)
+            if len(lost) > _FEW * actors:
+                lost = self._stream(samples, lost, _FEW, known, queued=1)
             self._one_by_one(samples, lost, known)
 
     def _packed(self, samples: Sequence[Sample]) -> Iterator[Packed]:

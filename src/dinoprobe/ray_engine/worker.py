@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, final
 
 from dinoprobe.datasets.transport import from_bytes
+from dinoprobe.engine.estimate import Measured, measure
 from dinoprobe.engine.ledger import Claims, RowKind, row_kind
 from dinoprobe.engine.pipeline import run
 from dinoprobe.errors import DinoprobeError, MismatchError
@@ -104,6 +105,16 @@ def examine(job: Job) -> Facts | Report:
     """The facts of a job's encoder, or the error that it can not be opened with."""
     try:
         return facts_of(job.encoder())
+    except DinoprobeError as error:
+        return Report.of_error(error)
+
+
+def measured(job: Job, chunk: bytes) -> Measured | Report:
+    """How fast one worker is with these samples, alone on its node or not, or its error."""
+    try:
+        encoder = job.encoder()
+        samples = [sample for _, sample in from_bytes(chunk)]
+        return measure(samples, encoder, batch_size=job.batch_size, workers=job.cores)
     except DinoprobeError as error:
         return Report.of_error(error)
 

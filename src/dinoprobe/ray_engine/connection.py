@@ -1,0 +1,81 @@
+"""Getting to a Ray cluster, or starting one, with no dashboard, no report home and no noise."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from dinoprobe.errors import ConfigurationError, MissingExtraError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Say = Callable[[str], None]
+
+
+def load_ray(address: str) -> Any:
+    """Ray, without what it reports home and writes to the terminal. The environment is read when
+    Ray is imported, and handed on to the processes of a local cluster.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if address == "local":
+        _require_token()
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise MissingExtraError("--engine ray", "ray") from error
+    for handler in list(logging.getLogger("ray.data").handlers):
+        if type(handler).__name__ == "PlainRayHandler":
+            logging.getLogger("ray.data").removeHandler(handler)
+    return ray
+
+
+def _require_token() -> None:
+    """Who may talk to the local cluster: who has its token. Ray would write one to the home."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def connect(ray: Any, address: str, say: Say) -> None:
+    """Join the cluster at the address. Raises ConfigurationError where there is none."""
+    if ray.is_initialized():
+        raise ConfigurationError(
+            "this process is connected to a Ray cluster already. Expected none. Call "
+            "ray.shutdown() before."
+        )
+    quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": True}
+    try:
+        with _silent_stderr():
+            if address == "local":
+                ray.init(address="local", include_dashboard=False, **quiet)
+            else:
+                ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        if address == "auto":
+            say("No Ray cluster runs here: one is started on this machine, for this run.")
+            connect(ray, "local", say)
+            return
+        first_line = str(error).strip().splitlines()[0][:300]
+        raise ConfigurationError(
+            f"--address {address}: no Ray cluster there ({first_line}). Expected one that runs: "
+            "start it with `ray start`, or use --address local for this machine alone."
+        ) from error
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Without what Ray's C++ part writes to the descriptor itself while it starts."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
