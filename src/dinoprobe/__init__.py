@@ -18,6 +18,7 @@ from dinoprobe.registration import register_when_loaded
 
 if TYPE_CHECKING:
     from dinoprobe.api import embed, embed_tokens
+    from dinoprobe.checking import check
     from dinoprobe.classifier import ImageClassifier, Prediction
     from dinoprobe.datasets import open_dataset
     from dinoprobe.encoder import Encoder
@@ -67,6 +68,7 @@ _HOMES = {
     "RidgeProbe": "heads",
     "Sample": "types",
     "SklearnProbe": "heads",
+    "check": "checking",
     "embed": "api",
     "embed_tokens": "api",
     "evaluate": "evaluation",
@@ -98,6 +100,7 @@ __all__ = [
     "RidgeProbe",
     "Sample",
     "SklearnProbe",
+    "check",
     "embed",
     "embed_tokens",
     "evaluate",

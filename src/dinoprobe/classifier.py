@@ -31,6 +31,7 @@ from dinoprobe.errors import (
 )
 from dinoprobe.prediction import Prediction, Rules, Score
 from dinoprobe.types import Failure
+from dinoprobe.versions import own_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -204,13 +205,11 @@ class ImageClassifier:
         write_json(folder / _CONFIG_FILE, {**config, "novelty": novelty})
 
     def _config(self, state: dict[str, Any], head_digest: str, *, bundled: bool) -> dict[str, Any]:
-        from dinoprobe import __version__
-
         encoder = self.encoder
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "dinoprobe_version": __version__,
+            "dinoprobe_version": own_version(),
             "encoder": {
                 "name": encoder.reference.name,
                 "commit": encoder.reference.commit,

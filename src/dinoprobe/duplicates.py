@@ -1,9 +1,10 @@
-"""Nearly identical images: re-encoded, resized, brighter, cut or shifted by a few per cent.
+"""Nearly identical images: re-encoded, resized, brighter, mirrored, cut or shifted a little.
 
 Features find whom to compare, pixels decide. Cosines alone do not tell: with the built-in encoder
 two pale garments on a pale ground have 0.99, and a picture shifted by 2 % of its width may have
 0.5. Pixels do, at 24 x 24 points, correlated over small cuts and shifts; docs/log.md has how many
-copies that finds, and how few other pairs. With DINOv3's own weights it was not measured.
+copies that finds, and how few other pairs. With DINOv3's own weights it was not measured. Encoders
+that tell left from right, as the built-in one does, do not find mirrored copies: `lookalikes` does.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from __future__ import annotations
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from dinoprobe.errors import ImageError
 from dinoprobe.evaluation import wilson
+from dinoprobe.likeness import SAME_PICTURE, Look, correlation
+from dinoprobe.preprocess import prepare
 from dinoprobe.processor import usable_cores
 
 if TYPE_CHECKING:
@@ -26,7 +29,8 @@ if TYPE_CHECKING:
     import torch
 
     from dinoprobe.evaluation import Interval
-    from dinoprobe.types import Features
+    from dinoprobe.preprocess import Preprocessing
+    from dinoprobe.types import Dataset, Features
 
     Float32s = npt.NDArray[np.float32]
     Pair = tuple[int, int]
@@ -35,17 +39,8 @@ if TYPE_CHECKING:
 
 CANDIDATE_COSINE = 0.85
 NEIGHBOURS = 3
-SAME_PICTURE = 0.985
-"""Correlation of the pixels from which two files show one picture."""
-FIRST_LOOK = 0.6
-"""Correlation without any shift, below which shifts are not tried: they cost 37 times as much."""
-SIDE_PX, LOOKED_AT_PX = 24, 96
-CUTS = (0.98, 0.96, 0.93, 0.90)
-BLANK = 1e-2
-"""Deviation of pixels within 0 to 1 under which a picture shows nothing."""
-QUERY_ROWS = 256
-MOST_PRODUCTS = 2e12
-"""Rows times rows times features that are compared: half a minute on two cores."""
+MOST_PRODUCTS = 8e12
+"""Rows times rows times features that are compared: 100,000 x 768, under a minute on two cores."""
 KEPT_PICTURES = 512
 
 
@@ -55,6 +50,7 @@ class NearPair(NamedTuple):
     first: str
     second: str
     correlation: float
+    mirrored: bool = False
 
 
 class Leak(NamedTuple):
@@ -100,6 +96,19 @@ def too_many(features: Features) -> bool:
     return bool(rows * rows * dimension > MOST_PRODUCTS)
 
 
+def pixels_of(features: Features, dataset: Dataset, preprocessing: Preprocessing) -> Read:
+    """What gives the pixels of a row, or None for a file that changed since it was embedded."""
+    samples = {sample.key: sample for sample in dataset.samples}
+
+    def read(row: int) -> torch.Tensor | None:
+        try:
+            return prepare(samples[features.keys[row]].source.read(), preprocessing)
+        except (ImageError, OSError):
+            return None
+
+    return read
+
+
 def near_duplicates(
     features: Features, read: Read, tested: Sequence[bool] | None = None
 ) -> list[NearPair]:
@@ -109,23 +118,31 @@ def near_duplicates(
     the `NEIGHBOURS` nearest of each row are looked at. Rows that are `tested` are compared with the
     others, and change nothing about those.
     """
-    from dinoprobe.heads.threads import one_torch_thread
-
     kept, queries = _rows(features, tested or [False] * len(features))
     found = neighbours(features.X[kept], features.X[kept], itself=True)
     pairs = {(int(kept[i]), int(kept[j])) for i, j in found}
     found = neighbours(features.X[kept], features.X[queries], itself=False)
-    ordered = sorted(pairs | {(int(queries[i]), int(kept[j])) for i, j in found})
-    looks = lru_cache(KEPT_PICTURES)(lambda row: _Look.at(read(row)))
+    pairs |= {(int(queries[i]), int(kept[j])) for i, j in found}
+    return same_pictures(features.hashes, pairs, read)
 
-    def compare(pair: Pair) -> float:
-        return correlation(looks(pair[0]), looks(pair[1]))
+
+def same_pictures(hashes: Sequence[str], pairs: Iterable[Pair], read: Read) -> list[NearPair]:
+    """Those pairs of rows whose pixels show one picture, in order; `read` as `near_duplicates`."""
+    from dinoprobe.heads.threads import one_torch_thread
+
+    ordered = sorted(pairs)
+    looks = lru_cache(KEPT_PICTURES)(lambda row: Look.at(read(row)))
+
+    def compare(pair: Pair) -> tuple[float, bool]:
+        first, second = looks(pair[0]), looks(pair[1])
+        value, turned = correlation(first, second), correlation(first, second, mirrored=True)
+        return max(value, turned), turned > value
 
     with one_torch_thread(), ThreadPoolExecutor(usable_cores()) as pool:
         values = list(pool.map(compare, ordered))
     return [
-        NearPair(features.hashes[i], features.hashes[j], value)
-        for (i, j), value in zip(ordered, values, strict=True)
+        NearPair(hashes[i], hashes[j], value, mirrored)
+        for (i, j), (value, mirrored) in zip(ordered, values, strict=True)
         if value >= SAME_PICTURE
     ]
 
@@ -145,81 +162,26 @@ def neighbours(X: Float32s, queries: Float32s, *, itself: bool) -> list[Pair]:
     """Queries and their nearest rows of X, from a cosine of `CANDIDATE_COSINE` on.
 
     The mean of X is taken away first. `itself` says that both are the same rows: none is its own
-    neighbour, and a pair comes once, the smaller first. `QUERY_ROWS` rows of the table of cosines
-    exist at a time.
+    neighbour, and a pair comes once, the smaller first.
     """
-    import torch
+    from dinoprobe.heads.nearest import nearest
 
     mean = X.mean(axis=0, dtype=np.float64).astype(np.float32)
-    Z, Q = (torch.from_numpy(_unit(rows - mean)) for rows in (X, queries))
-    found: set[Pair] = set()
-    for start in range(0, len(Q), QUERY_ROWS):
-        cosine = Q[start : start + QUERY_ROWS] @ Z.T
-        if itself:
-            own = torch.arange(len(cosine))
-            cosine[own, own + start] = -1
-        best, column = cosine.topk(min(NEIGHBOURS, len(Z)), dim=1)
-        for query, place in (best >= CANDIDATE_COSINE).nonzero().tolist():
-            pair = (start + query, int(column[query, place]))
-            found.add((min(pair), max(pair)) if itself else pair)
-    return sorted(found)
+    Z, Q = (_unit(rows - mean) for rows in (X, queries))
+    count = min(NEIGHBOURS + itself, len(Z))
+    if not len(Q) or not count:
+        return []
+    near = nearest(Q, Z, count)
+    own = near.rows == np.arange(len(Q))[:, None] if itself else np.zeros(near.rows.shape, bool)
+    alike = (near.similarity >= CANDIDATE_COSINE) & ~own
+    pairs = zip(np.nonzero(alike)[0].tolist(), near.rows[alike].tolist(), strict=True)
+    return sorted({(min(pair), max(pair)) if itself else pair for pair in pairs})
 
 
 def _unit(X: Float32s) -> Float32s:
     """Rows of length 1; zeros stay."""
     length = np.linalg.norm(X, axis=1, keepdims=True)
     return np.asarray(X / np.where(length > 0, length, 1))
-
-
-class _Look:
-    """One picture at `SIDE_PX` points a side: whole, and cut and shifted in 36 ways."""
-
-    def __init__(self, pixels: torch.Tensor) -> None:
-        from torch.nn.functional import interpolate
-
-        size = (LOOKED_AT_PX, LOOKED_AT_PX)
-        scaled = pixels.float() / (255 if not pixels.is_floating_point() else 1)
-        self._pixels = interpolate(scaled[None], size=size, mode="bilinear", antialias=True)
-        self.whole = self._view(0, 0, LOOKED_AT_PX)
-        self._cuts: Float32s | None = None
-
-    @classmethod
-    def at(cls, pixels: torch.Tensor | None) -> _Look | None:
-        """None where there is nothing to look at."""
-        return None if pixels is None else cls(pixels)
-
-    @property
-    def cuts(self) -> Float32s:
-        """All views `(37, points)`, made when they are asked for."""
-        if self._cuts is None:
-            views = [self.whole]
-            for cut in CUTS:
-                side = round(LOOKED_AT_PX * cut)
-                steps = [(LOOKED_AT_PX - side) * step // 2 for step in range(3)]
-                views += [self._view(top, left, side) for top, left in product(steps, steps)]
-            self._cuts = np.stack(views)
-        return self._cuts
-
-    def _view(self, top: int, left: int, side: int) -> Float32s:
-        """Points of length 1, each channel centred, so that a colour is none; zeros for a blank."""
-        from torch.nn.functional import interpolate
-
-        part = self._pixels[:, :, top : top + side, left : left + side]
-        small = interpolate(part, size=(SIDE_PX, SIDE_PX), mode="bilinear", antialias=True)
-        points = (small - small.mean(dim=(2, 3), keepdim=True)).flatten().numpy()
-        length = float(np.linalg.norm(points))
-        shown = length > BLANK * np.sqrt(points.size)
-        return np.asarray(points / length if shown else np.zeros_like(points), dtype=np.float32)
-
-
-def correlation(first: _Look | None, second: _Look | None) -> float:
-    """The largest correlation of one picture with the other, whole or cut."""
-    if first is None or second is None:
-        return 0.0
-    whole = float(first.whole @ second.whole)
-    if whole < FIRST_LOOK:
-        return whole
-    return float(max((second.cuts @ first.whole).max(), (first.cuts @ second.whole).max()))
 
 
 def clusters(hashes: Sequence[str], pairs: Iterable[NearPair]) -> tuple[str | None, ...]:
@@ -261,7 +223,7 @@ def leaks(
 
 def _alike(pairs: Iterable[NearPair]) -> Mapping[str, list[tuple[str, float]]]:
     alike: dict[str, list[tuple[str, float]]] = defaultdict(list)
-    for first, second, value in pairs:
+    for first, second, value, _ in pairs:
         alike[first].append((second, value))
         alike[second].append((first, value))
     return alike

@@ -82,6 +82,18 @@ def new_run(out: str | None, dataset_uri: str) -> Iterator[Staged]:
 
 
 @contextmanager
+def new_check(out: str | None, dataset_uri: str) -> Iterator[Staged]:
+    """As `new_run`, at `out` or `runs/<dataset>-check-001` and so on."""
+    if out is not None:
+        with new_run(out, dataset_uri) as staged:
+            yield staged
+        return
+    name = f"{dataset_name(dataset_uri)}-check"
+    with _staged(Path(DEFAULT_FOLDER), name, numbered=True) as staged:
+        yield staged
+
+
+@contextmanager
 def new_evaluation(run: Path, dataset_uri: str) -> Iterator[Staged]:
     """As `new_run`, at `evaluations/<dataset>-001` in the run directory."""
     with _staged(run / "evaluations", dataset_name(dataset_uri), numbered=True) as staged:

@@ -17,9 +17,7 @@ from dinoprobe import duplicates
 from dinoprobe.duplicates import (
     Leak,
     NearPair,
-    _Look,
     clusters,
-    correlation,
     leaks,
     near_duplicates,
     neighbours,
@@ -27,6 +25,7 @@ from dinoprobe.duplicates import (
     without_leaks,
 )
 from dinoprobe.evaluation import wilson
+from dinoprobe.likeness import Look, correlation
 from dinoprobe.partition import dealt_folds, partition, set_aside
 from dinoprobe.preprocess import prepare
 
@@ -106,9 +105,9 @@ def looks(seed: int) -> torch.Tensor:
 
 
 def test_pixels_tell_a_cut_from_another_picture() -> None:
-    whole, other = _Look(looks(0)), _Look(looks(1))
-    cut = _Look(looks(0)[:, 6:, 3:])
-    assert correlation(whole, _Look(looks(0))) == pytest.approx(1)
+    whole, other = Look(looks(0)), Look(looks(1))
+    cut = Look(looks(0)[:, 6:, 3:])
+    assert correlation(whole, Look(looks(0))) == pytest.approx(1)
     assert correlation(whole, cut) == pytest.approx(correlation(cut, whole))
     assert correlation(whole, cut) > 0.985 > float(whole.whole @ cut.whole)
     assert correlation(whole, other) < 0.5
@@ -118,14 +117,13 @@ def test_pixels_tell_a_cut_from_another_picture() -> None:
 def test_one_colour_is_no_picture() -> None:
     red, redder = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
     red[0], redder[0] = 200, 210
-    assert correlation(_Look(red), _Look(redder)) == 0
+    assert correlation(Look(red), Look(redder)) == 0
     noise = torch.randint(-20, 20, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
     first, second = (red.int() + noise).clamp(0, 255).to(torch.uint8)
-    assert correlation(_Look(first), _Look(second)) < 0.5
+    assert correlation(Look(first), Look(second)) < 0.5
 
 
-def test_candidates_are_those_of_the_whole_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "QUERY_ROWS", 7)
+def test_candidates_are_those_of_the_whole_table() -> None:
     rng = np.random.default_rng(0)
     X = rng.normal(size=(100, 20)).astype(np.float32) + 5
     X[60:80] = X[:20] + 0.2 * rng.normal(size=(20, 20))

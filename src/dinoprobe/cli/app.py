@@ -8,6 +8,7 @@ import typer
 
 from dinoprobe import __version__
 from dinoprobe.cli.bench import app as bench
+from dinoprobe.cli.check import check
 from dinoprobe.cli.compare import compare
 from dinoprobe.cli.demo import demo
 from dinoprobe.cli.doctor import doctor
@@ -26,7 +27,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for verb in (demo, train, evaluate, compare, predict, serve, export, embed, models, pull, doctor):
+for verb in (
+    demo, check, train, evaluate, compare, predict, serve, export, embed, models, pull, doctor,
+):  # fmt: skip
     app.command()(verb)
 app.add_typer(bench, name="bench")
 

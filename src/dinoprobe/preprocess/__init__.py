@@ -17,6 +17,7 @@ from dinoprobe.errors import ConfigurationError, ImageError
 from dinoprobe.preprocess.augment import Augmentation, augmented, augmented_shrink
 from dinoprobe.preprocess.contract import Preprocessing
 from dinoprobe.preprocess.decode import MAX_PIXELS, Decoded, decode, has_more_frames
+from dinoprobe.preprocess.facts import THUMBNAIL_PX, ImageFacts, image_facts
 from dinoprobe.preprocess.plain import prepare_plain
 from dinoprobe.preprocess.resize import fit, shrink_factor
 
@@ -29,11 +30,14 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "MAX_PIXELS",
+    "THUMBNAIL_PX",
     "Augmentation",
     "Decoded",
+    "ImageFacts",
     "Preprocessing",
     "decode",
     "has_more_frames",
+    "image_facts",
     "prepare",
     "prepare_plain",
     "thumbnail",

@@ -74,7 +74,7 @@ def has_more_frames(image: bytes) -> bool:
         return False
     try:
         with quiet_pillow():
-            return _more_frames(_open(image, str(kind)))
+            return _more_frames(open_file(image, str(kind)))
     except Exception:  # noqa: BLE001 - twelve types; `prepare` is who reports them
         return False
 
@@ -145,7 +145,7 @@ def _decode_file(
 ) -> Decoded:
     if kind == "TIFF":
         return _decode_tiff(data, bands, max_pixels)
-    image = _open(data, kind)
+    image = open_file(data, kind)
     _check_pixels(image.width, image.height, max_pixels)
     turned = orientation_of(image.info)
     if kind == "JPEG":
@@ -169,7 +169,7 @@ def _decode_tiff(data: bytes, bands: tuple[int, ...] | None, max_pixels: int) ->
     quiet_libtiff()
     quiet_logger("PIL")
     try:
-        image = _open(data, "TIFF")
+        image = open_file(data, "TIFF")
     except Exception as error:  # noqa: BLE001 - whatever Pillow does not open, tifffile may
         why = _words(error)
         pixels = read_tiff(data, bands=bands, max_pixels=max_pixels, why=why)
@@ -183,9 +183,9 @@ def _decode_tiff(data: bytes, bands: tuple[int, ...] | None, max_pixels: int) ->
     return Decoded(pixels, _more_frames(image))
 
 
-def _open(data: bytes, kind: str) -> ImageFile.ImageFile:
-    """By the plug-in itself and not by Image.open, which would try others, warn about large images
-    and refuse them by a limit of the whole process.
+def open_file(data: bytes, kind: str) -> ImageFile.ImageFile:
+    """A file of this format, by the plug-in itself and not by Image.open, which would try others,
+    warn about large images and refuse them by a limit of the whole process.
     """
     image: ImageFile.ImageFile = _plugin(kind)(io.BytesIO(data))
     return image

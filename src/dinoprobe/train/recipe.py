@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from dinoprobe.calibration import tested
 from dinoprobe.classifier import ImageClassifier, training_digest
 from dinoprobe.datasets import write_split
-from dinoprobe.duplicates import near_duplicates, too_many
+from dinoprobe.duplicates import near_duplicates, pixels_of, too_many
 from dinoprobe.encoder import open_encoder
 from dinoprobe.engine import embed
-from dinoprobe.errors import DatasetError, HeadError, ImageError
+from dinoprobe.errors import DatasetError, HeadError
 from dinoprobe.files import write_json
 from dinoprobe.heads import prior_shares
 from dinoprobe.outcome import (
@@ -26,7 +26,6 @@ from dinoprobe.outcome import (
     write_outcome,
 )
 from dinoprobe.partition import check_labels, partition, set_aside
-from dinoprobe.preprocess import prepare
 from dinoprobe.quantize import int8_for
 from dinoprobe.report import render_card
 from dinoprobe.run import (
@@ -52,8 +51,6 @@ from dinoprobe.versions import versions
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
-
-    import torch
 
     from dinoprobe.audit import Suspect
     from dinoprobe.calibration import Calibration
@@ -205,14 +202,7 @@ def _near_pairs(
             f"{len(features):,} images are too many to look for nearly identical ones among them."
         )
         return [], [note]
-    samples = {sample.key: sample for sample in dataset.samples}
-
-    def read(row: int) -> torch.Tensor | None:
-        try:
-            return prepare(samples[features.keys[row]].source.read(), encoder.preprocessing)
-        except (ImageError, OSError):
-            return None  # the file changed since it was embedded
-
+    read = pixels_of(features, dataset, encoder.preprocessing)
     return near_duplicates(features, read, set_aside(features)), []
 
 
