@@ -57,6 +57,17 @@ def check_out(out: str | None) -> None:
         raise ConfigurationError(msg)
 
 
+def place_beside(out: str | None) -> Path:
+    """An existing folder on the disk that a run will lie on. Raises WriteError."""
+    folder = Path(DEFAULT_FOLDER) if out is None else Path(out).expanduser().resolve().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        msg = f"{folder}: can not be written to ({error.strerror}). Give another --out."
+        raise WriteError(msg) from error
+    return folder
+
+
 @dataclass(frozen=True, slots=True)
 class Staged:
     """A directory under way: files go into `folder`, which becomes `path` when all are there."""

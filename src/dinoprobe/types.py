@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from dinoprobe.errors import ConfigurationError
+from dinoprobe.mapped import take
 from dinoprobe.pooling import columns_of, pooled_fingerprint
 
 if TYPE_CHECKING:
@@ -118,12 +119,15 @@ class Features:
         return len(self.keys)
 
     def select(self, rows: npt.NDArray[np.intp]) -> Features:
-        """The same with only these rows, by position. Failures stay with the whole."""
+        """The same with only these rows, by position. Failures stay with the whole.
+
+        Rows of an `X` in a file go to another one (`mapped.py`).
+        """
         picked = [int(row) for row in rows]
         return replace(
             self,
             keys=tuple(self.keys[i] for i in picked),
-            X=self.X[rows],
+            X=take(self.X, rows),
             y=self.y[rows],
             hashes=tuple(self.hashes[i] for i in picked),
             splits=tuple(self.splits[i] for i in picked),

@@ -237,6 +237,16 @@ def parse_value(text: str) -> Any:
         return text
 
 
+def parse_memory_size(text: str | None) -> int | None:
+    """Bytes of `2GB`, None for None. Raises ConfigurationError."""
+    from dinoprobe.encoder.placement import parse_size
+
+    size = None if text is None else parse_size(text)
+    if text is not None and not size:
+        raise ConfigurationError(f"--memory {text}: expected such as 2GB, 512MB or 1GiB.")
+    return size
+
+
 def parse_by_label(option: str, text: str | None, word: str) -> str | dict[str, float] | None:
     """The word itself, or a number for each label from `LABEL=NUMBER,...`."""
     if text is None or text == word:

@@ -188,6 +188,14 @@ def train(
     label_column: options.LabelColumn = None,
     split_column: options.SplitColumn = None,
     group_column: options.GroupColumn = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Features that memory may hold, such as 2GB; more are read from files beside the "
+            "run (default: half of what is free).",
+        ),
+    ] = None,
     store: options.Store = None,
     bundle_encoder: Annotated[
         bool,
@@ -267,6 +275,7 @@ def train(
                 test_fraction=test_fraction,
                 batch_size=batch_size,
                 learning_curve=learning_curve,
+                memory=options.parse_memory_size(memory),
                 store=store,
                 bundle_encoder=bundle_encoder,
                 out=out,

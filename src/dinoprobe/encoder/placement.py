@@ -187,12 +187,20 @@ def parse_memory(text: str) -> dict[int | str, int]:
     found: dict[int | str, int] = {}
     for part in text.split(","):
         device, separator, size = part.strip().partition("=")
-        match = _SIZE.match(size.strip())
-        if not separator or match is None or not (device.isdigit() or device in {"cpu", "mps"}):
+        memory = parse_size(size)
+        if not separator or memory is None or not (device.isdigit() or device in {"cpu", "mps"}):
             msg = f"--max-memory {text}: expected such as 0=8GB,cpu=30GB, a device and its memory."
             raise ConfigurationError(msg)
-        number, unit, binary = match.groups()
-        base = 1024 if binary else 1000
-        power = "KMGT".index(unit.upper()) + 1 if unit else 0
-        found[int(device) if device.isdigit() else device] = int(float(number) * base**power)
+        found[int(device) if device.isdigit() else device] = memory
     return found
+
+
+def parse_size(text: str) -> int | None:
+    """Bytes of `8GB` or `512MiB`; None for anything else."""
+    match = _SIZE.match(text.strip())
+    if match is None:
+        return None
+    number, unit, binary = match.groups()
+    base = 1024 if binary else 1000
+    power = "KMGT".index(unit.upper()) + 1 if unit else 0
+    return int(float(number) * base**power)

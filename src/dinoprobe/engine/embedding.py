@@ -19,6 +19,7 @@ from dinoprobe.engine.ledger import Flush, Ledger, RowKind, lost_rows, row_kind
 from dinoprobe.engine.pipeline import TIMEOUT_S, Auto, Described, EncoderLike, Pools, run
 from dinoprobe.errors import MismatchError
 from dinoprobe.files import write_atomic
+from dinoprobe.mapped import take
 from dinoprobe.store import MemoryStore, Rows, RowStore
 from dinoprobe.types import Dataset, Failure, Features, NoProgress, Progress, Sample
 
@@ -219,7 +220,7 @@ def features_of(ledger: Ledger, encoder: Described, rows: Rows) -> Features:
     y = np.empty(len(samples), dtype=object)
     y[:] = [sample.label for sample in samples]
     positions = np.asarray([rows.position[name] for name in hashes], dtype=np.intp)
-    X = rows.X[positions] if len(samples) else np.empty((0, encoder.dimension), np.float32)
+    X = take(rows.X, positions) if len(samples) else np.empty((0, encoder.dimension), np.float32)
     return Features(
         keys=tuple(sample.key for sample in samples),
         X=X,

@@ -108,9 +108,12 @@ def linear_logits(head: Any, X: npt.ArrayLike) -> Float64s:
     if not hasattr(head, "coef_"):
         check_is_fitted(head)
     weight = head.coef_.T.astype(np.float64)
-    features = check_features(head, X)
+    rows = validate_data(
+        head, X, reset=False, dtype=(np.float64, np.float32), ensure_all_finite=False
+    )
+    _require_finite(head, rows)
     with one_blas_thread():
-        product = in_blocks(features, lambda rows: rows @ weight)
+        product = in_blocks(rows, lambda some: some.astype(np.float64, copy=False) @ weight)
     return np.asarray(product + head.intercept_)
 
 
@@ -184,7 +187,9 @@ def softmax(logits: npt.NDArray[np.floating]) -> Float64s:
 
 
 def _require_finite(head: object, X: npt.NDArray[np.floating]) -> None:
-    if np.isfinite(X.sum()) or np.isfinite(X).all():
+    with np.errstate(over="ignore"):
+        total = X.sum()
+    if np.isfinite(total) or np.isfinite(X).all():
         return
     bad = np.flatnonzero(~np.isfinite(X).all(axis=1))
     raise NonFiniteError(

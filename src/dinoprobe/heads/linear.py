@@ -22,9 +22,10 @@ from dinoprobe.heads.statistics import moments as weighted_moments
 from dinoprobe.heads.threads import one_torch_thread
 from dinoprobe.heads.training import training_rows
 from dinoprobe.heads.weights import class_weights
+from dinoprobe.mapped import folder_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy.typing as npt
 
@@ -39,6 +40,8 @@ OPTIMIZERS: dict[str, Any] = {
 }
 SGD_MOMENTUM = 0.9
 """As facebookresearch/dinov3 `dinov3/eval/linear.py`."""
+STRETCH_ROWS, BUFFER_ROWS = 64, 2**15
+"""Of features in a file: rows that are read at once, and rows that a batch is drawn from."""
 
 
 class LinearProbe(LinearBase):
@@ -114,15 +117,16 @@ class LinearProbe(LinearBase):
         X, weights = training_rows.X, training_rows.weights
         moments = _moments(X, weights) if self.standardize else None
         training = LinearTraining(self, X.shape[1], self.classes_, moments)
-        rows = torch.from_numpy(training.standardized(X)).to(self.device)
         targets = torch.from_numpy(training_rows.codes).to(self.device)
         factors = None
         if weights is not None:
             factors = torch.from_numpy(_of_mean_one(weights)).to(self.device)
         for _ in range(self.epochs):
-            for batch in training.shuffled_batches(len(rows)):
-                own = None if factors is None else factors[batch]
-                training.update(rows[batch], targets[batch], own)
+            for rows, features in training.buffers(X):
+                for batch in training.shuffled_batches(len(features)):
+                    places = batch if rows is None else rows[batch]
+                    own = None if factors is None else factors[places]
+                    training.update(features[batch], targets[places], own)
             training.end_epoch()
         training.finish()
 
@@ -162,6 +166,7 @@ class LinearTraining:
         self._generator = torch.Generator().manual_seed(probe.random_state)
         self._losses: list[torch.Tensor] = []
         self._class_factors: torch.Tensor | None = None
+        self._rows: torch.Tensor | None = None
         self._start(n_features, len(classes))
 
     def _start(self, n_features: int, class_count: int) -> None:
@@ -248,6 +253,27 @@ class LinearTraining:
         if mean.any() or (scale != 1).any():
             X = (X - mean) / scale
         return np.require(X, np.float32, ["C", "W"])
+
+    def buffers(self, X: npt.NDArray[Any]) -> Iterator[tuple[torch.Tensor | None, torch.Tensor]]:
+        """What batches of an epoch are drawn from: row numbers, None for all, and these rows.
+
+        Rows in memory are one buffer, and few rows. Of a file each buffer has stretches from all
+        over it, so that it is read in pieces, and rows that stand in it by class are mixed.
+        """
+        if folder_of(X) is None or len(X) <= BUFFER_ROWS:
+            if self._rows is None:
+                self._rows = self._on_device(X)
+            yield None, self._rows
+            return
+        stretches = torch.randperm(-(-len(X) // STRETCH_ROWS), generator=self._generator)
+        for some in torch.split(stretches, BUFFER_ROWS // STRETCH_ROWS):
+            starts = some.sort().values * STRETCH_ROWS
+            rows = (starts[:, None] + torch.arange(STRETCH_ROWS)).flatten()
+            rows = rows[rows < len(X)]
+            yield rows.to(self.probe.device), self._on_device(X[rows.numpy()])
+
+    def _on_device(self, X: npt.NDArray[Any]) -> torch.Tensor:
+        return torch.from_numpy(self.standardized(X)).to(self.probe.device)
 
     def shuffled_batches(self, row_count: int) -> tuple[torch.Tensor, ...]:
         """Row numbers of an epoch's batches, in a new order."""

@@ -29,6 +29,7 @@ from dinoprobe.heads.statistics import chunks
 from dinoprobe.heads.threads import one_blas_thread, one_torch_thread
 from dinoprobe.heads.training import training_rows
 from dinoprobe.heads.weights import check_class_weight
+from dinoprobe.mapped import folder_of
 from dinoprobe.processor import usable_cores
 
 if TYPE_CHECKING:
@@ -243,7 +244,12 @@ class LogisticProbe(LinearBase):
 
 
 def _folds_at_once(X: Any, fold_count: int) -> int:
-    """How many folds run beside each other: each may hold 8 bytes for every feature."""
+    """How many folds run beside each other: each may hold 8 bytes for every feature.
+
+    Features in a file are read by one of them at a time.
+    """
+    if folder_of(X) is not None:
+        return 1
     fitting = FOLD_MEMORY_BYTES // max(1, 8 * X.size)
     return int(max(1, min(usable_cores(), fitting, fold_count)))
 

@@ -29,6 +29,7 @@ from dinoprobe.heads.folds import check_folds, split_folds
 from dinoprobe.heads.neighbors import normalized
 from dinoprobe.heads.statistics import moments
 from dinoprobe.heads.threads import one_blas_thread
+from dinoprobe.mapped import blocks
 from dinoprobe.processor import usable_cores
 
 if TYPE_CHECKING:
@@ -126,8 +127,9 @@ def left_out_scores(
 
     def judge(part: tuple[Codes, Codes]) -> None:
         train, validation = part
-        fitted = _fitted(method, X[train], codes[train])
-        found[validation] = _scores(method, fitted, X[validation])
+        fitted = _fitted(method, X, train, codes[train])
+        for some in blocks(X, validation):
+            found[some] = _scores(method, fitted, X[some])
 
     parts = list(split_folds(check_folds(folds, len(y)), codes))
     with one_blas_thread(), ThreadPoolExecutor(usable_cores()) as pool:
@@ -160,17 +162,20 @@ def fit_novelty(
     rank = min(n, max(1, math.ceil((n + 1) * (1 - share) - ROUNDING)))
     threshold = float(np.partition(left_out, rank - 1)[rank - 1])
     with one_blas_thread():
-        arrays = _fitted(method, X, np.unique(y, return_inverse=True)[1])
+        codes = np.unique(y, return_inverse=True)[1]
+        arrays = _fitted(method, X, np.arange(len(codes)), codes)
     return Novelty(method, threshold, 1 - rank / (n + 1), n, arrays)
 
 
-def _fitted(method: str, X: npt.NDArray[np.floating], codes: Codes) -> Arrays:
+def _fitted(method: str, X: npt.NDArray[np.floating], rows: Codes, codes: Codes) -> Arrays:
+    """What is kept of some rows of X, whose codes these are."""
     limit = FITTED_ROWS if method == "mahalanobis" else NEIGHBOUR_ROWS
-    rows = _over_classes(codes, limit)
+    chosen = _over_classes(codes, limit)
+    some = X[rows[chosen]]
     if method == "knn":
-        return {"rows": normalized(X[rows]).astype(np.float16)}
-    kept = np.unique(codes[rows], return_inverse=True)[1]
-    return _fit_mahalanobis(X[rows].astype(np.float64), kept)
+        return {"rows": normalized(some).astype(np.float16)}
+    kept = np.unique(codes[chosen], return_inverse=True)[1]
+    return _fit_mahalanobis(some.astype(np.float64), kept)
 
 
 def _over_classes(codes: Codes, limit: int) -> Codes:
@@ -229,7 +234,7 @@ def _scores(method: str, arrays: Arrays, X: npt.NDArray[np.floating]) -> Float64
         return np.empty(0)
     wide = {name: array.astype(np.float64) for name, array in arrays.items()}
     score = _neighbour_distance if method == "knn" else _relative_distance
-    return in_blocks(np.asarray(X, dtype=np.float64), lambda rows: score(wide, rows))
+    return in_blocks(X, lambda rows: score(wide, rows.astype(np.float64, copy=False)))
 
 
 def _neighbour_distance(arrays: Mapping[str, Float64s], rows: Float64s) -> Float64s:

@@ -17,6 +17,7 @@ from sklearn.base import clone
 from dinoprobe.heads.folds import check_folds, split_folds
 from dinoprobe.heads.prior import under_prior
 from dinoprobe.heads.weights import class_weights
+from dinoprobe.mapped import blocks, take
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -108,11 +109,12 @@ def out_of_fold(
     for train, validation in parts:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said of the head itself where it matters
-            fitted: ProbeBase = copy_for(head, y[train]).fit(X[train], y[train])
+            fitted: ProbeBase = copy_for(head, y[train]).fit(take(X, train), y[train])
         columns = np.searchsorted(classes, fitted.classes_)
-        found = np.maximum(fitted.predict_proba(X[validation]), SMALLEST)
-        probabilities[start : start + len(validation), columns] = found
-        start += len(validation)
+        for some in blocks(X, validation):
+            found = np.maximum(fitted.predict_proba(X[some]), SMALLEST)
+            probabilities[start : start + len(some), columns] = found
+            start += len(some)
     option = getattr(head, "class_weight", None)
     weights = class_weights(codes, len(classes), option, classes=classes)
     return OutOfFold(classes, rows, codes[rows], probabilities, weights)

@@ -12,9 +12,12 @@ import torch
 from dinoprobe.heads.axes import BLOCK_ROWS, principal_axes, standardization
 from dinoprobe.heads.rows import Chunk, Lanes, Standardized, chunk_bounds, coarse_dtype
 from dinoprobe.heads.threads import one_torch_thread
+from dinoprobe.mapped import folder_of, mapped
 from dinoprobe.processor import usable_cores
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy.typing as npt
     from torch import Tensor
 
@@ -64,7 +67,7 @@ def prepare(
 
     Without `standardize` features are centred alone, which a free intercept makes up for.
     Wants `class_count` * 8 bytes a row beside the rows kept: 2 bytes a value in bfloat16, 4 in
-    float32, 8 in small problems.
+    float32, 8 in small problems; in files where X is in one.
     """
     rows = np.arange(len(X)) if rows is None else rows
     place, d = torch.device(device), X.shape[1]
@@ -87,14 +90,26 @@ def prepare(
             return torch.from_numpy(source.block(*bound)).to(place, points)
 
         part = slice(*bound)
+        rotated = block().to(dtype) @ rotation
+        places = None
+        if kept is not None and scores is not None:
+            rotated = kept[part].copy_(rotated)
+            size = 2 * class_count
+            places = scores[size * bound[0] : size * bound[1]].view(2, class_count, -1)
         return Chunk(
-            kept=block().to(dtype) @ rotation,
+            kept=rotated,
             codes=torch.from_numpy(codes[part]).to(place)[None],
             weights=None if weights is None else _row(weights[part], place, points),
             fresh=None if dtype == points else block,
+            places=places,
         )
 
     rotation = axes.to(place, dtype)
+    folder = folder_of(X) if place.type == "cpu" else None
+    kept = scores = None
+    if folder is not None:
+        kept = _in_file((len(rows), axes.shape[1]), dtype, folder)
+        scores = _in_file((2 * class_count * len(rows),), points, folder)
     with one_torch_thread(), ThreadPoolExecutor(workers) as pool:
         chunks = list(pool.map(chunk, bounds))
     start = torch.zeros((class_count, axes.shape[1] + 1), dtype=points, device=place)
@@ -112,6 +127,12 @@ def prepare(
         coarse=dtype,
         is_exact=dtype == points,
     )
+
+
+def _in_file(shape: tuple[int, ...], dtype: torch.dtype, folder: Path) -> Tensor:
+    """A tensor in a file."""
+    numpy_dtype = np.int16 if dtype == torch.bfloat16 else torch.empty(0, dtype=dtype).numpy().dtype
+    return torch.from_numpy(mapped(shape, numpy_dtype, folder)).view(dtype)
 
 
 def _axes(

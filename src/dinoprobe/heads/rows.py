@@ -62,16 +62,26 @@ class Standardized:
 class Chunk:
     """Some rows: kept ones `(m, r)`, classes and weights `(1, m)`, and their present scores.
 
-    `scores` are `(k, m)`; `change` is what a whole step along the present direction adds to them.
-    `fresh` gives the standardised rows `(m, d)`, None where the kept ones are exact.
+    `scores` are `(k, m)`; `change` is what a whole step along the present direction adds to them;
+    both lie in `places` `(2, k, m)` where these are given, perhaps in a file. `fresh` gives the
+    standardised rows `(m, d)`, None where the kept ones are exact.
     """
 
     kept: Tensor
     codes: Tensor
     weights: Tensor | None
     fresh: Callable[[], Tensor] | None
+    places: Tensor | None = None
     scores: Tensor = field(default_factory=lambda: torch.empty(0))
     change: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def set_scores(self, scores: Tensor) -> None:
+        """Keep these scores."""
+        self.scores = scores if self.places is None else self.places[0].copy_(scores)
+
+    def set_change(self, change: Tensor) -> None:
+        """Keep what a step adds to the scores."""
+        self.change = change if self.places is None else self.places[1].copy_(change)
 
     def residuals(self) -> tuple[float, Tensor]:
         """Summed loss, and what each probability has too much `(k, m)`, both by weight."""

@@ -189,7 +189,7 @@ class Search:
         total, gradient, spread = 0.0, self._no_gradient(), torch.zeros((), dtype=torch.float64)
         for chunk in lane:
             rows = chunk.kept if chunk.fresh is None else chunk.fresh()
-            chunk.scores = torch.addmm(weights.intercept, weights.of_rows, rows.T)
+            chunk.set_scores(torch.addmm(weights.intercept, weights.of_rows, rows.T))
             spread = spread + chunk.spread()
             total += self._descent(chunk, rows, gradient)
         return total, gradient, spread
@@ -246,7 +246,7 @@ class Search:
         for chunk in lane:
             rows = chunk.fresh() if self.exact and chunk.fresh else chunk.kept
             if here == 0:
-                chunk.change = weights.of_rows @ rows.T
+                chunk.set_change(weights.of_rows @ rows.T)
             chunk.scores.add_(chunk.change, alpha=more).add_(weights.intercept, alpha=more)
             total += self._descent(chunk, rows, gradient)
         return total, gradient

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from dinoprobe.heads.axes import CONSTANT_RELATIVE_STD
+from dinoprobe.mapped import blocks
 from dinoprobe.processor import usable_cores
 
 if TYPE_CHECKING:
@@ -148,11 +149,6 @@ def statistics_of_folds(
     roots = None if weights is None else np.sqrt(weights).astype(product_dtype(X))
     class_count = len(like.counts)
     dtype = product_dtype(X)
-    tasks = [
-        (int(fold), rows)
-        for fold in np.unique(folds)
-        for rows in chunks(_by_class(np.flatnonzero(folds == fold), codes))
-    ]
     parts: dict[int, ClassStatistics] = {}
 
     kept = threading.local()
@@ -171,7 +167,11 @@ def statistics_of_folds(
         return present, row_counts, counts.astype(np.float64), sums, rows.T @ rows
 
     with ThreadPoolExecutor(usable_cores()) as pool:
-        for (fold, _), found in zip(tasks, pool.map(products, tasks), strict=True):
+        for fold, found in (
+            (task[0], found)
+            for tasks in _tasks(X, codes, folds)
+            for task, found in zip(tasks, pool.map(products, tasks), strict=True)
+        ):
             if fold not in parts:
                 parts[fold] = ClassStatistics(like.pivot, like.unit, class_count)
             present, row_counts, counts, sums, gram = found
@@ -180,6 +180,16 @@ def statistics_of_folds(
             parts[fold].sums[present] += sums
             parts[fold].gram += gram
     return parts
+
+
+def _tasks(X: Floats, codes: Codes, folds: Codes) -> Iterator[list[tuple[int, Codes]]]:
+    """Rows of one fold at a time, sorted by class; those of a file from one stretch of it."""
+    for window in blocks(X, np.arange(len(X))):
+        yield [
+            (int(fold), rows)
+            for fold in np.unique(folds[window])
+            for rows in chunks(_by_class(window[folds[window] == fold], codes))
+        ]
 
 
 def merged(parts: dict[int, ClassStatistics]) -> ClassStatistics:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast, final
 
 from dinoprobe.errors import ConfigurationError
 from dinoprobe.files import user_cache
+from dinoprobe.mapped import mapped
 from dinoprobe.store.commits import (
     append_staged,
     append_table,
@@ -55,16 +56,20 @@ class FeatureStore:
     A table is found by `encoder.base_fingerprint`, for its columns are the parts of poolings.
 
     Safe for several threads and processes at once. `uri` None means the user's cache, which
-    `DINOPROBE_CACHE` moves. Nothing is opened or made before the first call.
+    `DINOPROBE_CACHE` moves. With `folder`, features that are asked for come in a file there and are
+    never in memory (`mapped.py`). Nothing is opened or made before the first call.
     """
 
-    def __init__(self, uri: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self, uri: str | os.PathLike[str] | None = None, *, folder: Path | None = None
+    ) -> None:
         text = default_uri() if uri is None else os.fspath(uri)
         if text.startswith("memory:"):
             raise ConfigurationError(
                 f"{text}: Lance forgets a memory: store between two calls. "
                 "Expected a path or an object-store URI. Use store=None to keep nothing."
             )
+        self.folder = folder
         self.uri = text.rstrip("/") if "://" in text else str(Path(text).expanduser().absolute())
 
     def known(self, fingerprint: str, *, parts: Sequence[str] = WHOLE) -> KnownHashes:
@@ -91,8 +96,9 @@ class FeatureStore:
             if dataset is None or not wanted or not length:
                 return Rows({}, np.empty((0, length), np.float32))
             positions = matching(*prefixes(dataset, parts), wanted)
-            batches = _read(dataset, positions, columns(parts))
-            return collect(batches, parts, wanted, min(len(positions), len(wanted)), length)
+            shape = (min(len(positions), len(wanted)), length)
+            X = self._array(shape)
+            return collect(_read(dataset, positions, columns(parts)), parts, wanted, X)
 
     def append(
         self,
@@ -205,6 +211,11 @@ class FeatureStore:
                 load_lance().write_dataset(
                     manifest_table(list(entries.values())), path, mode="overwrite"
                 )
+
+    def _array(self, shape: tuple[int, int]) -> npt.NDArray[np.float32]:
+        import numpy as np
+
+        return np.empty(shape, "<f4") if self.folder is None else mapped(shape, "<f4", self.folder)
 
     def _features(self, fingerprint: str) -> str:
         if not re.fullmatch(r"[0-9a-f]{8,128}", fingerprint):

@@ -179,12 +179,11 @@ def matching(
 
 
 def collect(
-    batches: Iterable[Any], parts: Sequence[str], wanted: set[bytes], most: int, dimension: int
+    batches: Iterable[Any], parts: Sequence[str], wanted: set[bytes], X: npt.NDArray[np.float32]
 ) -> Rows:
-    """The first row of each wanted hash in which all of these parts are sound."""
+    """The first row of each wanted hash in which all of these parts are sound, written into X."""
     import numpy as np
 
-    X = np.empty((most, dimension), np.float32)
     index: dict[bytes, int] = {}
     for batch in batches:
         digests: list[bytes] = batch.column(_HASH).to_pylist()

@@ -47,7 +47,8 @@ class TrainConfig:
     unlike the training images ("mahalanobis", "knn", or "none"), and `novelty_share` of images like
     these, too. `target_accuracy` is to be kept by not answering some images, the least sure by
     `abstain_by`. `learning_curve` measures the accuracy at smaller sizes of the training part.
-    `store` is a place for features, None for the default.
+    `store` is a place for features, None for the default; `memory` is how many bytes of them may be
+    in memory, None for half of what is free (`train/memory.py`).
     """
 
     data: DataSettings
@@ -71,6 +72,7 @@ class TrainConfig:
     test_fraction: float = 0.2
     batch_size: int | None = None
     learning_curve: bool = False
+    memory: int | None = None
     store: str | None = None
     bundle_encoder: bool = False
     out: str | None = None
@@ -116,6 +118,7 @@ def _check_types(config: TrainConfig) -> None:
         "target_accuracy": (float, NoneType),
         "abstain_by": (str,),
         "learning_curve": (bool,),
+        "memory": (int, NoneType),
         "bundle_encoder": (bool,),
         "store": (str, NoneType),
     }
@@ -125,6 +128,8 @@ def _check_types(config: TrainConfig) -> None:
             raise TypeError(f"{name} is {value!r}, expected {types[0].__name__}")
     if config.seed < 0 or (config.batch_size is not None and config.batch_size < 1):
         raise ValueError("seed and batch_size are whole numbers from 0 and from 1")
+    if config.memory is not None and config.memory < 1:
+        raise ValueError(f"memory is {config.memory}, expected bytes")
     if not 0 < config.test_fraction < 1:
         raise ValueError(f"test_fraction is {config.test_fraction}, expected between 0 and 1")
     for name, value in (("source", config.data.source), ("name", config.encoder.name)):

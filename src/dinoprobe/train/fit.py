@@ -15,16 +15,18 @@ from dinoprobe.heads import (
     frozen_choice,
     out_of_fold,
 )
+from dinoprobe.mapped import folder_of
 from dinoprobe.online import fit_online
 from dinoprobe.partition import dealt_folds, selection_folds
 from dinoprobe.train.candidates import Choice, choose, unfitted
 from dinoprobe.train.config import AUGMENTATIONS, TrainConfig, augmentation, wants_predictions
+from dinoprobe.train.memory import held_out
 from dinoprobe.train.prior import prior_in_words, prior_shift
 from dinoprobe.train.protocols import plan_of
 from dinoprobe.train.trust import Trust, trusted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
@@ -70,6 +72,9 @@ def fit(
     rows = parts.rows("train", "val")
     kept, near = [parts.splits[i] for i in rows], [parts.near[i] for i in rows]
     folds = selection_folds(training, kept, seed=config.seed, near=near)
+    dealt = _calibrating(config, training, near)
+    if "val" not in kept and folder_of(training.X) is not None:
+        folds = dealt
     if plan_of(config).on_the_fly:
         choice, events, failures = _online(config, encoder, dataset, training, folds, say)
     else:
@@ -83,7 +88,7 @@ def fit(
             return choice.predictions
         return out_of_fold(frozen, training.X, training.y, parts_of)
 
-    judged = audited = left_out(dealt_folds(training, seed=config.seed, near=near))
+    judged = audited = left_out(dealt)
     suspects = suspicious_labels(audited, training.keys)
     if "val" in kept and wants_predictions(config):
         judged = left_out(folds)
@@ -97,6 +102,15 @@ def fit(
     return Fit(
         choice.name, fitted, training, candidates, events, failures, suspects, judged, shift, trust
     )
+
+
+def _calibrating(
+    config: TrainConfig, training: Features, near: Sequence[str | None]
+) -> npt.NDArray[np.intp]:
+    """Folds whose predictions are audited and calibrated: five, or one where rows are many."""
+    if config.memory is not None and folder_of(training.X) is not None:
+        return held_out(training, near, seed=config.seed, memory_bytes=config.memory)
+    return dealt_folds(training, seed=config.seed, near=near)
 
 
 def _online(

@@ -15,6 +15,7 @@ from dinoprobe.engine import embed
 from dinoprobe.errors import DatasetError, HeadError
 from dinoprobe.files import write_json
 from dinoprobe.heads import prior_shares
+from dinoprobe.mapped import folder_of
 from dinoprobe.outcome import (
     PRIOR_NOTE,
     Context,
@@ -44,6 +45,7 @@ from dinoprobe.train.config import CONFIG_SCHEMA, TrainConfig, asked_encoder, re
 from dinoprobe.train.curve import learning_curve
 from dinoprobe.train.few_shot import SHOT_COLUMNS, few_shot_figures, shot_rows
 from dinoprobe.train.fit import Fit, chosen, fit, protocol
+from dinoprobe.train.memory import within_memory
 from dinoprobe.train.protocols import plan_of
 from dinoprobe.types import NoProgress
 from dinoprobe.versions import versions
@@ -107,10 +109,11 @@ def train(
         dataset, settings, say=say, progress=progress, transfer=transfer, seed=config.seed
     )
     encoder = open_encoder(settings, say=say, transfer=transfer, int8=int8)
+    config, folder = within_memory(config, len(dataset), encoder, say)
     embedding = embed(
         dataset,
         encoder,
-        store=FeatureStore(config.store),
+        store=FeatureStore(config.store, folder=folder),
         batch_size=config.batch_size or "auto",
         progress=progress or NoProgress(),
     )
@@ -197,6 +200,8 @@ def _near_pairs(
     features: Features, dataset: Dataset, encoder: Encoder
 ) -> tuple[list[NearPair], list[str]]:
     """Nearly identical images, and a note where there are too many images to look for them."""
+    if folder_of(features.X) is not None:
+        return [], ["Nearly identical images were not looked for: features are not in memory."]
     if too_many(features):
         note = (
             f"{len(features):,} images are too many to look for nearly identical ones among them."
