@@ -18,6 +18,7 @@ from dinoprobe.errors import (
     NonFiniteError,
     StoreError,
 )
+from dinoprobe.mapped import folder_of
 from dinoprobe.store import Entry, FeatureStore, MemoryStore, default_uri
 from dinoprobe.store import commits as commits_module
 from dinoprobe.types import Stamp
@@ -378,3 +379,42 @@ def test_staged_rows_of_a_store_that_is_gone_are_an_error(
     (tmp_path / "features").rename(tmp_path / "moved")
     with pytest.raises(StoreError, match=r"is gone, with 1 files"):
         store.append_staged(PRINT, staged)
+
+
+def test_a_scan_gives_every_row_once_block_by_block(store: FeatureStore) -> None:
+    assert list(store.scan(PRINT)) == []
+    X, hashes = matrix(300), names(300)
+    for start in (0, 100, 200):
+        store.append(PRINT, hashes[start : start + 100], X[start : start + 100])
+    store.append(PRINT, hashes[:50], X[:50] + 1)  # written twice: the first counts
+    found = list(store.scan(PRINT))
+    assert len(found) >= 3
+    assert [name for block, _ in found for name in block] == hashes
+    np.testing.assert_array_equal(np.concatenate([rows for _, rows in found]), X)
+
+
+def test_a_scan_ends_at_a_damaged_row_with_its_name(store: FeatureStore) -> None:
+    X, hashes = matrix(200, d=16), names(200)
+    store.append(PRINT, hashes[:100], X[:100])
+    store.append(PRINT, hashes[100:], X[100:])
+    files = sorted(Path(store.uri).rglob("*.lance"), key=os.path.getmtime)
+    last = next(path for path in reversed(files) if X[150].tobytes() in path.read_bytes())
+    content = last.read_bytes()
+    row = X[150].tobytes()
+    last.write_bytes(content.replace(row, bytes([row[0] ^ 1]) + row[1:]))
+    blocks = store.scan(PRINT)
+    assert next(blocks)[0] == hashes[:100]
+    with pytest.raises(
+        StoreError, match=rf"{hashes[150][:12]} is damaged .*Embed the dataset again"
+    ):
+        next(blocks)
+
+
+def test_rows_come_in_a_file_where_a_folder_is_given(store: FeatureStore, tmp_path: Path) -> None:
+    X, hashes = matrix(50), names(50)
+    store.append(PRINT, hashes, X)
+    rows = FeatureStore(store.uri, folder=tmp_path).get(PRINT, hashes[10:30])
+    assert folder_of(rows.X) == tmp_path
+    for name in hashes[10:30]:
+        np.testing.assert_array_equal(rows.X[rows.position[name]], X[hashes.index(name)])
+    assert folder_of(store.get(PRINT, hashes).X) is None

@@ -35,6 +35,7 @@ from dinoprobe.heads.scaling import Scaling, fit_scaling
 from dinoprobe.heads.search import Candidate, Judged, search
 from dinoprobe.heads.selection import RULES
 from dinoprobe.heads.state import from_state, to_state
+from dinoprobe.heads.streamed import StreamedRows
 from dinoprobe.heads.wrapped import SklearnProbe, sklearn_probe, with_random_state
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "RidgeProbe",
     "Scaling",
     "SklearnProbe",
+    "StreamedRows",
     "apply_prior",
     "apply_temperature",
     "at_temperature",

@@ -186,6 +186,19 @@ def judge_on_folds(
     `values_per_row` scores, strengths times classes. `weights` `(n,)` are those of the rows.
     """
     parts = [(int(folds[rows[0]]), rows) for _, rows in split_folds(folds, codes)]
+    return judge_parts(design, codes, parts, solve, score, values_per_row, weights)
+
+
+def judge_parts(
+    design: Design,
+    codes: Codes,
+    parts: Sequence[tuple[int, Codes]],
+    solve: Callable[[int], Solutions],
+    score: Score,
+    values_per_row: int,
+    weights: Float64s | None = None,
+) -> Judged | None:
+    """As `judge_on_folds`, from each fold and the rows of the design that judge in it."""
     if not parts:
         return None
     dtype = product_dtype(design.X)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from dinoprobe.heads.base import Codes, Float64s
     from dinoprobe.heads.closed import Judged, Solutions
+    from dinoprobe.heads.streamed import StreamedRows
     from dinoprobe.heads.training import TrainingRows
     from dinoprobe.heads.weights import ClassWeight
 
@@ -115,6 +116,27 @@ class LDAProbe(LinearBase):
             )
             judging = few_folds(assigned)
             self._fit(rows, judging, path, in_words(assigned, judging, rows.codes, origin))
+        return self
+
+    def fit_streamed(self, rows: StreamedRows) -> Self:
+        """As `fit`, from statistics of rows that came block by block; `cv` is theirs.
+
+        Raises HeadError for fewer than two classes, and for class weights.
+        """
+        path = self._path()
+        with one_blas_thread():
+            streamed = rows.for_head(self)
+            prepared, judged = streamed.prepared, None
+            if len(path) > 1 or self.temperature is None:
+                varying = prepared.design.varying
+                judged = streamed.judge(
+                    lambda fold: discriminants(prepared.without(fold), path, varying),
+                    log_loss_sums,
+                    len(path),
+                )
+            self._choose(judged, path, streamed.in_words())
+            self._statistics, self._rows = prepared.raw, None
+            self._solve(prepared.total, prepared.design)
         return self
 
     def partial_fit(

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from dinoprobe.heads.base import Codes, Float64s
     from dinoprobe.heads.closed import Floats, Prepared, Solutions
     from dinoprobe.heads.statistics import ClassStatistics
+    from dinoprobe.heads.streamed import StreamedRows
     from dinoprobe.heads.training import TrainingRows
     from dinoprobe.heads.weights import ClassWeight
 
@@ -123,11 +124,36 @@ class RidgeProbe(LinearBase):
             )
             judged = self._judge(prepared, rows, judging, path)
             self._choose(judged, path, how, rows.count)
-            weight, intercept = regressions(prepared.total, [self.alpha_])[0]
-            weight, intercept = weight / self.temperature_, intercept / self.temperature_
-            own = prepared.design.to_feature_space(weight, intercept)
-            self.set_linear(*own, temperature=self.temperature_)
+            self._solve(prepared)
         return self
+
+    def fit_streamed(self, rows: StreamedRows) -> Self:
+        """As `fit`, from statistics of rows that came block by block; `cv` is theirs.
+
+        Raises HeadError for fewer than two classes, and for class weights.
+        """
+        check_temperature(self.temperature)
+        check_rule(self.rule)
+        with one_blas_thread():
+            streamed = rows.for_head(self)
+            prepared, judged = streamed.prepared, None
+            path = self._path(prepared.total.count)
+            if len(path) > 1 or self.temperature is None:
+                judged = streamed.judge(
+                    lambda fold: regressions(prepared.without(fold), path),
+                    squared_loss_sums,
+                    len(path),
+                )
+            self._choose(judged, path, streamed.in_words(), prepared.total.count)
+            self._solve(prepared)
+        return self
+
+    def _solve(self, prepared: Prepared) -> None:
+        """Set `coef_` and `intercept_`."""
+        weight, intercept = regressions(prepared.total, [self.alpha_])[0]
+        weight, intercept = weight / self.temperature_, intercept / self.temperature_
+        own = prepared.design.to_feature_space(weight, intercept)
+        self.set_linear(*own, temperature=self.temperature_)
 
     def _path(self, row_count: float) -> list[float]:
         default = (row_count * ALPHAS_PER_ROW).tolist()

@@ -34,6 +34,7 @@ from dinoprobe.store.tables import (
     manifest_table,
     matching,
     prefixes,
+    scanned,
     stored_parts,
     verified,
 )
@@ -99,6 +100,20 @@ class FeatureStore:
             shape = (min(len(positions), len(wanted)), length)
             X = self._array(shape)
             return collect(_read(dataset, positions, columns(parts)), parts, wanted, X)
+
+    def scan(
+        self, fingerprint: str, *, parts: Sequence[str] = WHOLE
+    ) -> Iterator[tuple[list[str], npt.NDArray[np.float32]]]:
+        """All rows with these parts, block by block: content hashes and features `(n, d)`.
+
+        The first row of a hash counts. Raises StoreError for a row that is damaged: the block is
+        not given, those before it were sound.
+        """
+        path = self._features(fingerprint)
+        with reported(path):
+            dataset = open_dataset(path)
+            if dataset is not None and dimension(dataset, parts):
+                yield from scanned(path, dataset.to_batches(columns=columns(parts)), parts)
 
     def append(
         self,

@@ -7,14 +7,14 @@ import re
 import zlib
 from typing import TYPE_CHECKING, Any, final
 
-from dinoprobe.errors import ConfigurationError, MismatchError, NonFiniteError
+from dinoprobe.errors import ConfigurationError, MismatchError, NonFiniteError, StoreError
 from dinoprobe.files import to_json
 from dinoprobe.store.commits import FORMAT, FORMAT_KEY
 from dinoprobe.store.values import Entry, Rows, Verification
 from dinoprobe.types import Stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -196,6 +196,37 @@ def collect(
                 index[name] = len(index)
         X[first : len(index)] = np.concatenate([part[chosen] for part in values], axis=1)
     return Rows({name.hex(): row for name, row in index.items()}, X[: len(index)])
+
+
+def scanned(
+    path: str, batches: Iterable[Any], parts: Sequence[str]
+) -> Iterator[tuple[list[str], npt.NDArray[np.float32]]]:
+    """Hashes and features `(n, d)` of the rows with all of these parts, those seen before left out.
+
+    Raises StoreError for a row that is not as it was written.
+    """
+    import numpy as np
+
+    seen: set[bytes] = set()
+    for batch in batches:
+        digests: list[bytes] = batch.column(_HASH).to_pylist()
+        values, sound = zip(*(_sound_rows(batch, part, digests) for part in parts), strict=True)
+        held = np.logical_and.reduce([_is_held(batch, part) for part in parts])
+        damaged = np.flatnonzero(held & ~np.logical_and.reduce(sound))
+        if len(damaged):
+            raise StoreError(
+                f"{path}: the row of content hash {digests[damaged[0]].hex()[:12]} is damaged "
+                f"({len(damaged)} of {len(digests)} rows of this block). Expected rows as they "
+                "were written. Embed the dataset again: what is damaged is replaced."
+            )
+        chosen = []
+        for row in np.flatnonzero(held).tolist():
+            if digests[row] not in seen:
+                seen.add(digests[row])
+                chosen.append(row)
+        if chosen:
+            X = np.concatenate([part[chosen] for part in values], axis=1)
+            yield [digests[row].hex() for row in chosen], X
 
 
 def _sound_rows(
