@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         PrototypeProbe,
         RidgeProbe,
         SklearnProbe,
+        StreamedRows,
     )
     from dinoprobe.multilabel import MultiLabelEvaluation, evaluate_labels
     from dinoprobe.preprocess import Preprocessing
@@ -68,6 +69,7 @@ _HOMES = {
     "RidgeProbe": "heads",
     "Sample": "types",
     "SklearnProbe": "heads",
+    "StreamedRows": "heads",
     "check": "checking",
     "embed": "api",
     "embed_tokens": "api",
@@ -100,6 +102,7 @@ __all__ = [
     "RidgeProbe",
     "Sample",
     "SklearnProbe",
+    "StreamedRows",
     "check",
     "embed",
     "embed_tokens",

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dinoprobe.errors import StoreError
+from dinoprobe.errors import MismatchError, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -33,21 +33,43 @@ def mapped(shape: tuple[int, ...], dtype: npt.DTypeLike, folder: Path) -> npt.ND
     import numpy as np
 
     size = max(1, int(np.prod(shape)) * np.dtype(dtype).itemsize)
-    try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=PREFIX, delete=False) as file:
-            try:
-                _reserve(file.fileno(), size)
-                found = np.memmap(file.name, dtype=dtype, mode="r+", shape=shape)
-            finally:
-                with suppress(PermissionError):  # Windows keeps a mapped file's name
-                    Path(file.name).unlink()
-    except OSError as error:
-        raise StoreError(
-            f"{folder}: no room for {size:,} bytes of features ({error.strerror or error}). "
-            "Expected a folder on a disk with that much free. Free some space, choose --out on "
-            "another disk, or give a larger --memory."
-        ) from error
-    return found
+    with _nameless(folder) as file, _reported(folder, size):
+        _reserve(file.fileno(), size)
+        return np.memmap(file.name, dtype=dtype, mode="r+", shape=shape)
+
+
+def gathered(
+    blocks: Iterable[tuple[npt.NDArray[np.float32], Sequence[str]]], folder: Path
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.object_]]:
+    """Features `(n, d)` in a file in `folder`, and their labels `(n,)`, from blocks of both.
+
+    Raises MismatchError for blocks that do not fit each other, StoreError for a full disk; what the
+    iterator raises goes on to the caller. The file is gone then.
+    """
+    import numpy as np
+
+    labels: list[str] = []
+    width: int | None = None
+    with _nameless(folder) as file:
+        for number, (X, y) in enumerate(blocks, start=1):
+            rows = np.ascontiguousarray(X, dtype="<f4")
+            width = rows.shape[-1] if width is None else width
+            if rows.shape != (len(y), width):
+                raise MismatchError(
+                    f"Block {number} has features of shape {rows.shape} and {len(y)} labels; "
+                    f"expected ({len(y)}, {width}), as the blocks before it."
+                )
+            with _reported(folder, rows.nbytes):
+                file.write(rows.data)
+            labels.extend(y)
+        if width is None:
+            raise MismatchError("There are no blocks of features; expected at least one.")
+        with _reported(folder):
+            file.flush()
+        found = np.memmap(file.name, dtype="<f4", mode="r+", shape=(len(labels), width))
+    y_found = np.empty(len(labels), dtype=object)
+    y_found[:] = labels
+    return found, y_found
 
 
 def folder_of(X: Any) -> Path | None:
@@ -81,6 +103,33 @@ def blocks(X: npt.NDArray[Any], rows: npt.NDArray[np.intp]) -> Iterator[npt.NDAr
         size = max(1, BLOCK_BYTES // max(1, X[:1].nbytes))
     for start in range(0, max(len(rows), 1), max(size, 1)):
         yield rows[start : start + size]
+
+
+@contextmanager
+def _nameless(folder: Path) -> Iterator[Any]:
+    """A file that loses its name at the end."""
+    with _reported(folder):
+        file = tempfile.NamedTemporaryFile(dir=folder, prefix=PREFIX, delete=False)  # noqa: SIM115
+    try:
+        yield file
+    finally:
+        file.close()
+        with suppress(PermissionError):  # Windows keeps a mapped file's name
+            Path(file.name).unlink()
+
+
+@contextmanager
+def _reported(folder: Path, size: int = 0) -> Iterator[None]:
+    """Map errors of the disk to StoreError."""
+    try:
+        yield
+    except OSError as error:
+        needed = f" for {size:,} bytes" if size else ""
+        raise StoreError(
+            f"{folder}: no room{needed} of features ({error.strerror or error}). Expected a folder "
+            "on a disk with that much free. Free some space, choose --out on another disk, or give "
+            "a larger --memory."
+        ) from error
 
 
 def _reserve(descriptor: int, size: int) -> None:

@@ -409,6 +409,33 @@ def test_given_splits_are_used_and_validation_chooses(
     assert "given split; test part used once" in str(found["protocol"])
 
 
+def test_features_beyond_a_limit_are_read_from_files(
+    photos: Path, vit: Path, tmp_path: Path
+) -> None:
+    figures = []
+    for memory in ("1GB", "1KB"):
+        out = tmp_path / memory / "run"
+        result = invoke("train", photos, "-e", vit, "--memory", memory, "--out", out)
+        assert result.exit_code == 0, result.output
+        assert ("read from files in" in result.output) == (memory == "1KB")
+        assert [path.name for path in out.parent.iterdir()] == ["run"]
+        config = json.loads((out / "config.json").read_text())
+        assert config["memory"] == {"1GB": 10**9, "1KB": 1000}[memory]
+        figures.append(json.loads((out / "evaluation.json").read_text())["accuracy"])
+    assert figures == [1.0, 1.0]
+    found = invoke("train", "--config", out / "config.json", "--out", tmp_path / "again")
+    assert found.exit_code == 0, found.output
+    same = tmp_path / "again" / "predictions.csv"
+    assert same.read_text() == (out / "predictions.csv").read_text()
+
+
+@pytest.mark.parametrize("size", ["2", "-1GB", "much", "0GB"])
+def test_a_limit_that_is_no_size_is_refused(photos: Path, size: str) -> None:
+    result = invoke("train", photos, "-e", "builtin", f"--memory={size}")
+    assert result.exit_code == 2
+    assert f"--memory {size}: expected such as 2GB" in result.output
+
+
 def test_a_protocol_claims_no_choice_that_was_not_made(
     photos: Path, vit: Path, tmp_path: Path
 ) -> None:

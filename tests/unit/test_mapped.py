@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from dinoprobe import mapped as module
-from dinoprobe.errors import StoreError
-from dinoprobe.mapped import blocks, folder_of, mapped, take
+from dinoprobe.errors import MismatchError, StoreError
+from dinoprobe.mapped import blocks, folder_of, gathered, mapped, take
 
 
 def open_files(folder: Path) -> list[str]:
@@ -91,3 +91,29 @@ def test_a_full_disk_is_found_before_anything_is_written(
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="No such file"):
         mapped((2, 2), np.float32, tmp_path / "absent")
+
+
+def test_blocks_of_any_number_are_gathered_in_a_file(tmp_path: Path) -> None:
+    parts = [(np.full((n, 3), n, dtype=np.float32), [f"class {n}"] * n) for n in (2, 5, 1)]
+    X, y = gathered(iter(parts), tmp_path)
+    assert folder_of(X) == tmp_path
+    assert np.array_equal(X, np.concatenate([rows for rows, _ in parts]))
+    assert y.tolist() == [label for _, labels in parts for label in labels]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_blocks_that_do_not_fit_or_end_early_leave_nothing(tmp_path: Path) -> None:
+    def interrupted(error: Exception) -> object:
+        yield np.zeros((2, 3), np.float32), ["a", "b"]
+        raise error
+
+    for error in (StoreError("row ab12 is damaged"), FileNotFoundError("no such file")):
+        with pytest.raises(type(error)) as caught:
+            gathered(interrupted(error), tmp_path)
+        assert caught.value is error
+    block = (np.zeros((2, 3), np.float32), ["a", "b"])
+    with pytest.raises(MismatchError, match=r"Block 2 .*\(2, 4\) and 2 labels; expected \(2, 3\)"):
+        gathered([block, (np.zeros((2, 4), np.float32), ["a", "b"])], tmp_path)
+    with pytest.raises(MismatchError, match="no blocks"):
+        gathered([], tmp_path)
+    assert list(tmp_path.iterdir()) == []
