@@ -196,6 +196,22 @@ def train(
             "run (default: half of what is free).",
         ),
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Corrections of labels that dinoprobe open wrote: labels.csv.",
+            rich_help_panel="Tables",
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="The split.csv of another run, to keep its parts.",
+            rich_help_panel="Tables",
+        ),
+    ] = None,
     store: options.Store = None,
     bundle_encoder: Annotated[
         bool,
@@ -222,7 +238,7 @@ def train(
         from dinoprobe.train import train as run_training
 
         if config is not None:
-            settings = _read_config(config, out)
+            settings = _repeated(config, out, labels, split)
         else:
             linear = {
                 "optimizer": optimizer,
@@ -238,6 +254,8 @@ def train(
                     label_column=label_column,
                     split_column=split_column,
                     group_column=group_column,
+                    labels=labels,
+                    split=split,
                 ),
                 encoder=EncoderSettings(
                     name=options.require_encoder(encoder),
@@ -323,7 +341,7 @@ def _refuse_flags(context: typer.Context) -> None:
     """`--config` repeats a run as it was: of the flags, only these may stand beside it."""
     from dinoprobe.errors import ConfigurationError
 
-    beside = {"config", "out", "as_json", "quiet", "strict"}
+    beside = {"config", "labels", "split", "out", "as_json", "quiet", "strict"}
     for name in context.params:
         source = context.get_parameter_source(name)
         if name not in beside and source is not None and source.name == "COMMANDLINE":
@@ -354,23 +372,16 @@ def _head_options(given: dict[str, Any], extra: list[str]) -> dict[str, Any]:
     return found
 
 
-def _read_config(path: str, out: str | None) -> TrainConfig:
-    import json
+def _repeated(path: str, out: str | None, labels: str | None, split: str | None) -> TrainConfig:
+    """The configuration of a run, with corrections and a split of its own where given."""
     from dataclasses import replace
-    from pathlib import Path
 
-    from dinoprobe.errors import ConfigurationError
-    from dinoprobe.train import CONFIG_SCHEMA, TrainConfig
+    from dinoprobe.train import read_train_config
 
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        msg = f"{path}: not readable as JSON ({error}). Give a run's config.json."
-        raise ConfigurationError(msg) from error
-    if not isinstance(values, dict) or values.pop("schema", None) != CONFIG_SCHEMA:
-        msg = f"{path}: its schema is not {CONFIG_SCHEMA}. Give a run's config.json."
-        raise ConfigurationError(msg)
-    return replace(TrainConfig.from_dict(values), out=out, command=_command())
+    found = read_train_config(path)
+    given = {"labels": labels, "split": split}
+    data = replace(found.data, **{name: value for name, value in given.items() if value})
+    return replace(found, data=data, out=out, command=_command())
 
 
 def _command() -> str:

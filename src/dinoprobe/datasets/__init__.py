@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dinoprobe.datasets.archive import open_archives
 from dinoprobe.datasets.classes import check_classes
+from dinoprobe.datasets.corrections import corrected
 from dinoprobe.datasets.folder import open_folder
 from dinoprobe.datasets.hub import PREFIX as HUB_PREFIX
 from dinoprobe.datasets.hub import is_hub_object, is_saved, open_hub, open_named, open_saved
@@ -29,7 +30,7 @@ from dinoprobe.datasets.memory import is_array, is_pixels, labels_of, rows_of, s
 from dinoprobe.datasets.names import is_archive, is_image_name, is_table, utf8
 from dinoprobe.datasets.shards import expand
 from dinoprobe.datasets.split import assign_splits, components, folds, leaks, split_notes
-from dinoprobe.datasets.split_file import SplitRow, read_split, write_split
+from dinoprobe.datasets.split_file import SplitRow, read_split, with_split, write_split
 from dinoprobe.datasets.table import Columns, open_table
 from dinoprobe.errors import ConfigurationError, DatasetError, DatasetNotFoundError
 from dinoprobe.types import Dataset, Sample
@@ -90,23 +91,32 @@ def open_dataset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSettings:
-    """Where the images are, and which columns of a table to take."""
+    """Where the images are, and which columns of a table to take.
+
+    `labels` is a file of corrections that counts more than the labels of the source, `split` a
+    split.csv that counts more than its split.
+    """
 
     source: str
     path_column: str | None = None
     label_column: str | None = None
     split_column: str | None = None
     group_column: str | None = None
+    labels: str | None = None
+    split: str | None = None
 
     def open(self) -> Dataset:
-        """The dataset. Raises DatasetError."""
-        return open_dataset(
+        """The dataset. Raises DatasetError, and FormatError and OSError for the two files."""
+        dataset = open_dataset(
             self.source,
             path_column=self.path_column,
             label_column=self.label_column,
             split_column=self.split_column,
             group_column=self.group_column,
         )
+        if self.split is not None:
+            dataset = with_split(dataset, self.split)
+        return dataset if self.labels is None else corrected(dataset, self.labels)
 
 
 def _is_list(source: object) -> bool:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from dinoprobe.errors import FormatError
+from dinoprobe.errors import DatasetError, FormatError
 from dinoprobe.files import write_atomic
 from dinoprobe.types import SPLITS
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Iterable
 
-    from dinoprobe.types import Split
+    from dinoprobe.types import Dataset, Split
 
 
 class SplitRow(NamedTuple):
@@ -77,6 +78,27 @@ def read_split(path: str | os.PathLike[str]) -> list[SplitRow]:
             raise FormatError(f"{path}: the key '{row.key}' is there twice. Expected it once.")
         seen.add(row.key)
     return rows
+
+
+def with_split(dataset: Dataset, path: str) -> Dataset:
+    """The dataset with the parts and groups of a split file; images that it lacks have no part.
+
+    Raises FormatError, DatasetError where no image is in it, and OSError.
+    """
+    rows = {row.key: row for row in read_split(path)}
+    none = SplitRow("", None, None)
+    samples = [
+        sample._replace(
+            split=rows.get(sample.key, none).split, group=rows.get(sample.key, none).group
+        )
+        for sample in dataset.samples
+    ]
+    if not any(sample.key in rows for sample in samples):
+        raise DatasetError(
+            f"{path}: has none of the {len(samples):,} images of {dataset.uri}; expected their "
+            f"keys, such as {samples[0].key}. Give the split.csv of a run on these images."
+        )
+    return replace(dataset, samples=samples)
 
 
 def _row(path: str | os.PathLike[str], number: int, line: list[str]) -> SplitRow:

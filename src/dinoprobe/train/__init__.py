@@ -5,7 +5,18 @@ on one side and only their bytes tell; and the test part is read once, after eve
 """
 
 from dinoprobe.datasets import DataSettings
-from dinoprobe.train.config import CONFIG_SCHEMA, TrainConfig
+from dinoprobe.train.candidates import unfitted
+from dinoprobe.train.config import CONFIG_SCHEMA, TrainConfig, read_train_config
+from dinoprobe.train.prior import prior_shift
 from dinoprobe.train.recipe import TrainedRun, train
 
-__all__ = ["CONFIG_SCHEMA", "DataSettings", "TrainConfig", "TrainedRun", "train"]
+__all__ = [
+    "CONFIG_SCHEMA",
+    "DataSettings",
+    "TrainConfig",
+    "TrainedRun",
+    "prior_shift",
+    "read_train_config",
+    "train",
+    "unfitted",
+]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +98,19 @@ class TrainConfig:
         return config
 
 
+def read_train_config(path: str | Path) -> TrainConfig:
+    """The configuration in a run's config.json. Raises ConfigurationError."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        msg = f"{path}: not readable as JSON ({error}). Give a run's config.json."
+        raise ConfigurationError(msg) from error
+    if not isinstance(values, dict) or values.pop("schema", None) != CONFIG_SCHEMA:
+        msg = f"{path}: its schema is not {CONFIG_SCHEMA}. Give a run's config.json."
+        raise ConfigurationError(msg)
+    return TrainConfig.from_dict(values)
+
+
 def _check_types(config: TrainConfig) -> None:
     """Raise TypeError for a value that JSON allows and the recipe does not."""
     expected: dict[str, tuple[type, ...]] = {
@@ -157,7 +172,12 @@ def resolved(config: TrainConfig, encoder: Encoder) -> TrainConfig:
     """The configuration with nothing left to the place, the machine or the day."""
     return replace(
         config,
-        data=replace(config.data, source=absolute(config.data.source)),
+        data=replace(
+            config.data,
+            source=absolute(config.data.source),
+            labels=config.data.labels and absolute(config.data.labels),
+            split=config.data.split and absolute(config.data.split),
+        ),
         encoder=replace(
             config.encoder, name=encoder.name, pooling=encoder.pooling, **_precision(encoder)
         ),
