@@ -111,7 +111,7 @@ def serve(
     with console.guarded():
         token = _token(token, token_file)
         _refuse_open(host, token, insecure=insecure)
-        _require_extra()
+        require_serving("dinoprobe serve")
         from dinoprobe.server.run import serve as serve_forever
         from dinoprobe.server.settings import MIB, ServerSettings
 
@@ -216,11 +216,12 @@ def _refuse_open(host: str, token: str | None, *, insecure: bool) -> None:
     raise ConfigurationError(message)
 
 
-def _require_extra() -> None:
+def require_serving(verb: str) -> None:
+    """Raise MissingExtraError where what answers requests is not installed."""
     from importlib.util import find_spec
 
     from dinoprobe.errors import MissingExtraError
 
     needed = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
     if any(find_spec(module) is None for module in needed):
-        raise MissingExtraError("dinoprobe serve", "serve")
+        raise MissingExtraError(verb, "serve")

@@ -217,9 +217,11 @@ class _Answer:
             self.started = True
             self._facts.status = message["status"]
             named = (b"x-request-id", self._facts.request_id.encode())
-            message["headers"] = [*message.get("headers", ()), named, *_SAFE]
-            if self._facts.closes:
-                message["headers"].append((b"connection", b"close"))
+            own = list(message.get("headers", ()))
+            known = {name for name, _ in own}
+            safe = [header for header in _SAFE if header[0] not in known]
+            closing = [(b"connection", b"close")] if self._facts.closes else []
+            message["headers"] = [*own, named, *safe, *closing]
         try:
             async with asyncio.timeout(_SEND_S):
                 await self._send(message)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
+    from dinoprobe.server.gate import App
     from dinoprobe.server.predictor import Predictor
     from dinoprobe.server.settings import ServerSettings
 
@@ -46,11 +47,23 @@ def serve(
     `logs` puts a line of JSON on stderr for each request. Raises ConfigurationError where the
     address can not be had, and ServiceError where it ended because decoders hang.
     """
-    listening = _listening(settings)
-    _allow_files(2 * settings.max_connections + _SPARE_FILES)
-    _log_as_json(logging.INFO if logs else logging.ERROR)
+    listening = listen(settings)
     service = Service(predictor, settings)
-    server = _Server(_config(service), service, lambda: ready(_address(listening)))
+    serve_app(create_app(service), service, listening, ready=ready, logs=logs)
+
+
+def serve_app(
+    app: App,
+    service: Service,
+    listening: socket.socket,
+    *,
+    ready: Callable[[str], None] = lambda _: None,
+    logs: bool = True,
+) -> None:
+    """As `serve`, with another application before the service. Closes both at the end."""
+    _allow_files(2 * service.settings.max_connections + _SPARE_FILES)
+    _log_as_json(logging.INFO if logs else logging.ERROR)
+    server = _Server(_config(app, service), service, lambda: ready(address_of(listening)))
     try:
         server.run(sockets=[listening])
     finally:
@@ -62,10 +75,10 @@ def serve(
         )
 
 
-def _config(service: Service) -> uvicorn.Config:
+def _config(app: App, service: Service) -> uvicorn.Config:
     settings = service.settings
     return uvicorn.Config(
-        create_app(service),
+        app,
         http=Connection,
         ws="none",
         lifespan="off",
@@ -113,7 +126,7 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def _listening(settings: ServerSettings) -> socket.socket:
+def listen(settings: ServerSettings) -> socket.socket:
     """Bound, and of the protocol TCP by name: only then asyncio sends small parts at once, and an
     answer does not wait 40 ms for the client's delayed acknowledgement.
     """
@@ -144,7 +157,8 @@ def _allow_files(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _address(listening: socket.socket) -> str:
+def address_of(listening: socket.socket) -> str:
+    """Where it listens, as a URL."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
