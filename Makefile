@@ -48,10 +48,12 @@ soak: $(VENV)/.installed-dev ## the service under ten times its load and 10,000 
 	@$(BIN)/python benchmarks/soak.py
 
 .PHONY: lint
-lint: $(VENV)/.installed-dev ## ruff: rules and format
+lint: $(VENV)/.installed-dev ## ruff: rules and format; the types of the page's modules, where node is
 	@echo "==> ruff"
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
+	@echo "==> tsc"
+	@tools/check_js.sh
 
 .PHONY: format
 format: $(VENV)/.installed-dev ## ruff: apply the format and the safe fixes
