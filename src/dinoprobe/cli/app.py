@@ -16,6 +16,7 @@ from dinoprobe.cli.embed import embed
 from dinoprobe.cli.evaluate import evaluate
 from dinoprobe.cli.export import export
 from dinoprobe.cli.models import models
+from dinoprobe.cli.open import open_
 from dinoprobe.cli.predict import predict
 from dinoprobe.cli.pull import pull
 from dinoprobe.cli.serve import serve
@@ -31,6 +32,7 @@ for verb in (
     demo, check, train, evaluate, compare, predict, serve, export, embed, models, pull, doctor,
 ):  # fmt: skip
     app.command()(verb)
+app.command("open")(open_)
 app.add_typer(bench, name="bench")
 
 
