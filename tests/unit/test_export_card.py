@@ -65,6 +65,8 @@ def test_the_hub_reads_what_its_page_needs(saved: Path, to: str, tmp_path: Path)
     assert "n = 214 images" in text
     assert "logistic on cls; C on 5 folds; tested once." in text
     assert "- dog\\_\\*" in text
+    for path in done.folder.iterdir():  # what is passed on says nothing of this machine
+        assert str(saved.parent).encode() not in path.read_bytes(), path.name
     assert ("NOTICE.txt" in text) == (to != "head")
     for way in done.report["ways"]:
         assert f"| {way['way']} | {way['max_probability_difference']:.1g} |" in text

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml  # type: ignore[import-untyped]
 
+from dinoprobe.catalog import BUILTIN_NAMES
 from dinoprobe.export import loading
 from dinoprobe.report import wording
 from dinoprobe.report.card import MAX_CLASSES, markdown
@@ -84,7 +85,7 @@ def model_card(
             _front_matter(classifier, document, to), sort_keys=False, allow_unicode=True, width=100
         ),
         title=_title(classifier.classes),
-        encoder=markdown(document["encoder"]["name"]),
+        encoder=_encoder(document["encoder"]["name"]),
         version=document["dinoprobe_version"],
         tells=f"{what} {count} classes" + (" an image shows, none or several" if several else ""),
         before=loading.before(to, document, repository),
@@ -98,6 +99,12 @@ def model_card(
         licence=_licence(document["licence"], to),
     )
     return wording.clean(text)
+
+
+def _encoder(name: str) -> str:
+    if name in BUILTIN_NAMES:
+        return "dinoprobe's small built-in encoder, which is for demos and tests only"
+    return f"`{name.replace('`', chr(39))}`"
 
 
 def _front_matter(classifier: ImageClassifier, document: dict[str, Any], to: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ thresholds of prediction sets, of novelty and of abstention. docs/exports.md des
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dinoprobe import __version__
@@ -18,8 +19,6 @@ from dinoprobe.heads.base import LinearBase
 from dinoprobe.report.card import DINOV3_LICENSE
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from dinoprobe.classifier import ImageClassifier
     from dinoprobe.encoder import Encoder
 
@@ -63,7 +62,7 @@ def describe(classifier: ImageClassifier) -> dict[str, Any]:
         "trained_in": encoder.precision,
         "fingerprint": encoder.fingerprint,
         "encoder": {
-            "name": encoder.reference.name,
+            "name": _name(encoder),
             "commit": encoder.reference.commit,
             "model_type": encoder.model_type,
             "weights_digest": encoder.weights_digest,
@@ -73,6 +72,12 @@ def describe(classifier: ImageClassifier) -> dict[str, Any]:
         "abstention": classifier.abstention and classifier.abstention.to_dict(),
         "licence": licence_of(encoder),
     }
+
+
+def _name(encoder: Encoder) -> str:
+    """What the encoder is called; of a local folder or file its last part, for exports travel."""
+    name = encoder.reference.name
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def licence_of(encoder: Encoder) -> dict[str, str | None]:

@@ -98,16 +98,21 @@ def before(to: str, document: dict[str, Any], repository: str | None) -> str:
     """What has to be there first, in sentences."""
     fetch = f"`hf download {repository} --local-dir .` fetches the files. "
     fetched = fetch if repository and to in {"onnx", "openvino", "head"} else ""
+    name, pooling = document["encoder"]["name"], document["pooling"]
     needs = {
-        "transformers": "`pip install dinoprobe` has what this needs.",
+        "transformers": (
+            "`pip install dinoprobe` has what this needs."
+            if document["encoder"]["model_type"] == "dinov3_vit"
+            else "This needs transformers, torch and Pillow."
+        ),
         "timm": "This needs timm and torchvision.",
         "onnx": "This needs ONNX Runtime, NumPy and Pillow; images may have any size.",
         "openvino": "`pip install 'dinoprobe[cpu]'` has what this needs.",
         "head": (
-            f"The features are {document['pooling']} of {document['encoder']['name']} "
-            f"({document['dimension']} numbers an image), as `dinoprobe embed IMAGES --export "
-            "features.npy` makes them, and any program that runs the same weights on images that "
-            "are prepared as `preprocessing` in head.json says."
+            f"The features are {pooling} of {name} ({document['dimension']} numbers an image). "
+            f"`dinoprobe embed IMAGES --encoder {name} --pooling {pooling} --export features.npy` "
+            "makes them where images are prepared as `preprocessing` in head.json says, and so "
+            "does any program that runs the same weights."
         ),
     }
     return fetched + needs[to]
