@@ -289,6 +289,17 @@ def test_predict_reads_paths_from_stdin(run: tuple[Path, dict[str, object]], pho
     assert [row["label"] for row in rows] == ["green", "green"]
 
 
+def test_a_dry_run_tells_and_writes_nothing(photos: Path, vit: Path, tmp_path: Path) -> None:
+    arguments = ["embed", photos, "--encoder", vit, "--store", tmp_path / "store", "--dry-run"]
+    found = document(*arguments)
+    assert found["schema"] == "dinoprobe.embed-estimate/1"
+    assert (found["images"], found["left"], found["workers"]) == (61, 61, 1)
+    shown = invoke(*arguments)
+    assert "61 are left" in shown.stdout
+    assert "Nothing was written." in shown.stdout
+    assert not (tmp_path / "store").exists()
+
+
 def test_embed_counts_everything_and_exports(photos: Path, vit: Path, tmp_path: Path) -> None:
     arguments = ["embed", photos, "--encoder", vit, "--store", tmp_path / "store"]
     first = document(
@@ -479,6 +490,7 @@ def test_a_table_with_columns_by_flag(photos: Path, vit: Path, tmp_path: Path) -
         (["evaluate", "nowhere"], "no such directory"),
         (["predict", "nowhere", "x.jpg"], "no such directory"),
         (["embed", ".", "-e", "builtin", "--export", "x.csv"], "Expected one of"),
+        (["embed", ".", "-e", "builtin", "--engine", "dask"], "expected one of local, ray"),
         (["embed", ".", "-e", "builtin", "--pooling", "max"], "pooling 'max' is not known"),
         (["embed", ".", "-e", "builtin", "--pooling", "blocks99"], "this model has"),
         (["embed", ".", "-e", "builtin", "--export", "no/x.npy"], "its folder does not exist"),
