@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dinoprobe import __version__
 from dinoprobe.bench.embed import random_weights
 from dinoprobe.bench.synthetic import write_photos
 from dinoprobe.datasets import open_dataset
@@ -30,6 +29,7 @@ from dinoprobe.engine import Flush, embed
 from dinoprobe.processor import usable_cores
 from dinoprobe.ray_engine import Cluster, Facts, Job, RaySettings, connected, embed_on_ray
 from dinoprobe.store import FeatureStore
+from dinoprobe.versions import own_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -159,7 +159,7 @@ def sides(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, dict[
         job = Job(
             open=partial(open_encoder, settings),
             cores=cores,
-            version=__version__,
+            version=own_version(),
             timeout_s=120,
             report_every_s=30,
         )

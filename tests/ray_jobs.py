@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from dinoprobe import __version__
 from dinoprobe.datasets import open_dataset
 from dinoprobe.encoder import EncoderSettings, open_encoder
 from dinoprobe.engine import Flush
 from dinoprobe.ray_engine import Job, RaySettings, connected, embed_on_ray
 from dinoprobe.store import FeatureStore
+from dinoprobe.versions import own_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,7 +103,7 @@ def _jobs(folder: Path, cluster: Any, say: Callable[[str], None]) -> dict[str, A
     job = Job(
         open=partial(open_encoder, settings),
         cores=1,
-        version=__version__,
+        version=own_version(),
         report_every_s=DUE.seconds / 2,
     )
     facts = cluster.facts(job, say)

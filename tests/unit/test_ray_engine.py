@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dinoprobe import __version__, errors
+from dinoprobe import errors
 from dinoprobe.datasets import open_dataset
 from dinoprobe.datasets.location import RemoteSource
 from dinoprobe.datasets.memory import BytesSource
@@ -30,12 +30,13 @@ from dinoprobe.errors import (
 )
 from dinoprobe.processor import usable_cores
 from dinoprobe.ray_engine import Job, Plan, RaySettings
-from dinoprobe.ray_engine.connection import load_ray
+from dinoprobe.ray_engine.connection import load_ray, resolved
 from dinoprobe.ray_engine.division import plan
 from dinoprobe.ray_engine.report import Done, Report
 from dinoprobe.ray_engine.worker import Worker, examine, facts_of
 from dinoprobe.store import FeatureStore
 from dinoprobe.types import Sample, Stamp
+from dinoprobe.versions import own_version
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,7 +67,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     return Job(
         open=partial(open_encoder, EncoderSettings(name="builtin")),
         cores=1,
-        version=__version__,
+        version=own_version(),
         store_uri=str(tmp_path / "store"),
     )
 
@@ -239,6 +240,25 @@ def test_an_estimate_counts_and_writes_nothing(
     embed(dataset, builtin, store=store)
     again = ask()
     assert (again.known, again.known_failures, again.left, again.seconds) == (21, 1, 0, 0.0)
+
+
+def test_auto_is_what_was_started_on_purpose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert resolved("auto", said.append) == "local"
+    assert "one is started on this machine" in said[0]
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("10.0.0.1:6379\n")
+    assert resolved("auto", said.append) == "10.0.0.1:6379"
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
+    assert resolved("auto", said.append) == "10.0.0.2:6379"
+    assert resolved("local", said.append) == "local"
+    with pytest.raises(ConfigurationError, match="ray job submit"):
+        resolved("ray://10.0.0.1:10001", said.append)
+    assert len(said) == 1
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,8 +38,8 @@ Address = Annotated[
     str,
     typer.Option(
         metavar="ADDRESS",
-        help="Of the cluster: auto (RAY_ADDRESS, or one that runs here, or a new one on this "
-        "machine), local (a new one), host:port.",
+        help="Of the cluster: auto (RAY_ADDRESS, or what `ray start` started here, or a new one "
+        "on this machine), local (a new one), host:port.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -124,10 +124,10 @@ class Request:
 @contextmanager
 def _opened(console: Console, request: Request) -> Iterator[tuple[Cluster, Job, Facts]]:
     """The cluster with the job for its workers, and what one of them says of the encoder."""
-    from dinoprobe import __version__
     from dinoprobe.encoder import open_encoder
     from dinoprobe.engine.pipeline import TIMEOUT_S
     from dinoprobe.ray_engine import Job, RaySettings, connected
+    from dinoprobe.versions import own_version
 
     settings = request.settings
     if settings.precision == "int8":
@@ -142,7 +142,7 @@ def _opened(console: Console, request: Request) -> Iterator[tuple[Cluster, Job, 
         job = Job(
             open=partial(open_encoder, settings),
             cores=found.plan.cpus,
-            version=__version__,
+            version=own_version(),
             store_uri=request.store.uri,
             batch_size=request.batch_size,
             timeout_s=TIMEOUT_S,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from dinoprobe.datasets.transport import pack, to_bytes
 from dinoprobe.errors import StoreError
-from dinoprobe.ray_engine.connection import connect, load_ray
+from dinoprobe.ray_engine.connection import connect, load_ray, resolved
 from dinoprobe.ray_engine.division import Plan, RaySettings, plan
 from dinoprobe.ray_engine.report import Report
 from dinoprobe.ray_engine.worker import Facts, Job, Worker, examine, measured
@@ -174,10 +174,11 @@ def connected(settings: RaySettings, say: Say) -> Iterator[Cluster]:
     small. Ray's own messages go to its log files: on stdout they would stand in a JSON document.
     """
     settings.check()
-    ray = load_ray(settings.address)
+    address = resolved(settings.address, say)
+    ray = load_ray(address)
     with ExitStack() as stack:
         stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        connect(ray, settings.address, say)
+        connect(ray, address)
         stack.callback(ray.shutdown)
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         division = plan(nodes, settings)

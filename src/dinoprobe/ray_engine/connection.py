@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dinoprobe.errors import ConfigurationError, MissingExtraError
@@ -42,7 +43,30 @@ def _require_token() -> None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
-def connect(ray: Any, address: str, say: Say) -> None:
+def resolved(address: str, say: Say) -> str:
+    """What `auto` stands for: `RAY_ADDRESS`, or what `ray start` has noted on this machine, or
+    `local`. Ray's own search would also join the private cluster of another program here.
+
+    Raises ConfigurationError for Ray Client's addresses.
+    """
+    if address.startswith("ray://"):
+        raise ConfigurationError(
+            f"--address {address}: an address of Ray Client, whose driver is not in the cluster. "
+            "Expected auto, local or host:port. Run this on a node of the cluster, such as with "
+            "`ray job submit`."
+        )
+    if address != "auto":
+        return address
+    if given := os.environ.get("RAY_ADDRESS"):
+        return given
+    note = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")  # noqa: S108
+    if note.is_file():
+        return note.read_text(encoding="utf-8").strip()
+    say("No Ray cluster runs here: one is started on this machine, for this run.")
+    return "local"
+
+
+def connect(ray: Any, address: str) -> None:
     """Join the cluster at the address. Raises ConfigurationError where there is none."""
     if ray.is_initialized():
         raise ConfigurationError(
@@ -57,10 +81,6 @@ def connect(ray: Any, address: str, say: Say) -> None:
             else:
                 ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        if address == "auto":
-            say("No Ray cluster runs here: one is started on this machine, for this run.")
-            connect(ray, "local", say)
-            return
         first_line = str(error).strip().splitlines()[0][:300]
         raise ConfigurationError(
             f"--address {address}: no Ray cluster there ({first_line}). Expected one that runs: "

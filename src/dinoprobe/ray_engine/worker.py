@@ -19,6 +19,7 @@ from dinoprobe.engine.pipeline import run
 from dinoprobe.errors import DinoprobeError, MismatchError
 from dinoprobe.ray_engine.report import Done, Report
 from dinoprobe.store import FeatureStore
+from dinoprobe.versions import own_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -51,11 +52,10 @@ class Job:
         """The encoder, held to the cores that the worker was given. Raises MismatchError where it
         would give other features than the driver was told.
         """
-        from dinoprobe import __version__
-
-        if __version__ != self.version:
+        own = own_version()
+        if own != self.version:
             raise MismatchError(
-                f"a worker runs dinoprobe {__version__}, the driver {self.version}. Expected one "
+                f"a worker runs dinoprobe {own}, the driver {self.version}. Expected one "
                 "version on the whole cluster. Install the same on every node."
             )
         os.environ["DINOPROBE_CORES"] = str(self.cores)
