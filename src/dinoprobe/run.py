@@ -104,6 +104,20 @@ def new_check(out: str | None, dataset_uri: str) -> Iterator[Staged]:
         yield staged
 
 
+def check_note(out: str | None, dataset_uri: str) -> str | None:
+    """What the newest check of this dataset found, where one lies beside the run; else None."""
+    from dinoprobe.audit.finding import in_words
+
+    parent = Path(DEFAULT_FOLDER) if out is None else Path(out).expanduser().resolve().parent
+    for path in sorted(parent.glob(f"{dataset_name(dataset_uri)}-check-*/check.json"))[::-1]:
+        with suppress(OSError, FormatError, KeyError, TypeError, AttributeError):
+            found = read_json(path)
+            if found["dataset"] == dataset_uri:
+                told = in_words(found["counts"])
+                return f"dinoprobe check found {told}: {path.parent / 'check.csv'}"
+    return None
+
+
 @contextmanager
 def new_evaluation(run: Path, dataset_uri: str) -> Iterator[Staged]:
     """As `new_run`, at `evaluations/<dataset>-001` in the run directory."""

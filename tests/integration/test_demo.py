@@ -69,6 +69,25 @@ def test_a_second_demo_embeds_nothing_and_says_the_same(
     assert pictures == {p: p.stat().st_mtime_ns for p in (folder / "digits").rglob("*.png")}
 
 
+def test_the_data_check_finds_what_is_planted(first: dict[str, object], folder: Path) -> None:
+    arguments = ["check", str(folder / "digits"), "-e", "builtin", "--json", "--quiet"]
+    places = ["--store", str(folder / "store"), "--out", str(folder / "check")]
+    result = CliRunner().invoke(app, [*arguments, *places])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["cached"] == found["embedded"] == 1797
+    planted = json.loads((folder / "pictures.json").read_text())["planted"]
+    labels = [f["key"] for f in found["findings"] if f["kind"] == "label"]
+    assert len(set(labels[: 2 * len(planted)]) & set(planted)) >= 5
+    broken = {f["key"]: f["related"] for f in found["findings"] if f["kind"] == "unusable"}
+    assert broken == {
+        "train/0/a-web-page.jpg": "not-an-image",
+        "train/0/cut-off.png": "truncated",
+        "train/0/empty.png": "empty",
+    }
+    assert "leak" not in found["counts"]
+
+
 def test_in_words_it_ends_with_the_next_commands(first: dict[str, object], folder: Path) -> None:
     result = CliRunner().invoke(app, ["demo", "--out", str(folder)])
     assert "raw pixels" in result.stdout

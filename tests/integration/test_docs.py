@@ -46,13 +46,14 @@ def commands() -> list[str]:
     return [
         line
         for line in lines
-        if re.match(r"dinoprobe (train|evaluate|predict|export|embed) \w*[/.]", line)
+        if re.match(r"dinoprobe (check|train|evaluate|predict|export|embed) \w*[/.]", line)
     ]
 
 
 def test_there_are_commands_to_check() -> None:
     verbs = [line.split()[1] for line in commands()]
     assert verbs == [
+        "check",
         "train",
         "evaluate",
         "predict",

@@ -12,6 +12,7 @@ from sklearn.cluster import KMeans
 from dinoprobe.audit.finding import Finding
 from dinoprobe.evaluation import wilson
 from dinoprobe.heads.axes import principal_axes
+from dinoprobe.heads.threads import one_openmp_thread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -125,7 +126,8 @@ def _separation(
     rows: npt.NDArray[np.float64],
 ) -> tuple[float, npt.NDArray[np.intp]]:
     """How far two means are apart in deviations along their line, and the smaller cluster."""
-    fitted = KMeans(2, n_init=5, random_state=0).fit(rows)
+    with one_openmp_thread():
+        fitted = KMeans(2, n_init=3, random_state=0).fit(rows)
     parts = [np.flatnonzero(fitted.labels_ == i) for i in (0, 1)]
     line = fitted.cluster_centers_[1] - fitted.cluster_centers_[0]
     if not all(len(part) for part in parts) or not line.any():

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from dinoprobe.audit.finding import Finding
+from dinoprobe.audit.neighbourhood import candidates
 from dinoprobe.audit.pictures import thumbnails_of
-from dinoprobe.duplicates import NearPair, clusters, neighbours, same_pictures, too_many
+from dinoprobe.duplicates import NearPair, clusters, same_pictures
 from dinoprobe.lookalikes import lookalikes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from dinoprobe.audit.neighbourhood import Neighbourhood
     from dinoprobe.audit.pictures import Pictures
     from dinoprobe.types import Features
 
@@ -31,9 +31,12 @@ class Copies(NamedTuple):
     notes: list[str]
 
 
-def copies(features: Features, pictures: Pictures) -> Copies:
-    """What stands in the data more than once. All rows count, with a label or without."""
-    pairs, notes = _near_pairs(features, pictures)
+def copies(features: Features, pictures: Pictures, around: Neighbourhood | None) -> Copies:
+    """What stands in the data more than once. All rows count, with a label or without.
+
+    Without a neighbourhood, or pixels to read, only identical files are found.
+    """
+    pairs, notes = _near_pairs(features, pictures, around)
     near = clusters(features.hashes, pairs)
     members: dict[str, list[int]] = defaultdict(list)
     for row, name in enumerate(near):
@@ -56,27 +59,20 @@ def copies(features: Features, pictures: Pictures) -> Copies:
     return Copies(findings, pairs, near, figures, notes)
 
 
-def _near_pairs(features: Features, pictures: Pictures) -> tuple[list[NearPair], list[str]]:
+def _near_pairs(
+    features: Features, pictures: Pictures, around: Neighbourhood | None
+) -> tuple[list[NearPair], list[str]]:
     if pictures.read is None:
         return [], ["Pixels are not at hand: only identical files are found, no near copies."]
-    if too_many(features):
+    if around is None:
         count = f"{len(features):,} images are too many"
         return [], [f"{count} to look for near copies among them; identical files are found."]
-    first: dict[str, int] = {}
-    for row, name in enumerate(features.hashes):
-        first.setdefault(name, row)
-    rows = np.array(list(first.values()), dtype=np.intp)
-    X = features.X[rows]
-    near = {(int(rows[i]), int(rows[j])) for i, j in neighbours(X, X, itself=True)}
-    seen = [name for name in first if name in pictures.facts]
+    near = candidates(features, around)
+    seen = [row for row in around.rows.tolist() if features.hashes[row] in pictures.facts]
     if seen:
-        found = lookalikes(thumbnails_of(seen, pictures.facts))
-        near |= {_sorted(first[seen[i]], first[seen[j]]) for i, j in found}
+        found = lookalikes(thumbnails_of([features.hashes[row] for row in seen], pictures.facts))
+        near |= {(seen[i], seen[j]) for i, j in found}  # rows are in their order
     return same_pictures(features.hashes, near, pictures.read), []
-
-
-def _sorted(i: int, j: int) -> tuple[int, int]:
-    return (i, j) if i < j else (j, i)
 
 
 def _of_cluster(

@@ -199,6 +199,16 @@ class Check:
         return found
 
 
+def in_words(counts: Mapping[str, int]) -> str:
+    """`2 copies across parts, 1 blank picture`, of kinds that are known."""
+    told = [
+        f"{n:,} {KINDS[kind].one if n == 1 else KINDS[kind].many}"
+        for kind, n in counts.items()
+        if kind in KINDS
+    ]
+    return ", ".join(told) or "nothing"
+
+
 def in_order(findings: list[Finding]) -> tuple[Finding, ...]:
     """The most severe first, then by kind, then by score."""
     kinds = list(KINDS)

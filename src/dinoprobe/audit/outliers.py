@@ -14,38 +14,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dinoprobe.audit.finding import Finding
-from dinoprobe.heads.nearest import nearest
-from dinoprobe.heads.neighbors import normalized
+from dinoprobe.audit.neighbourhood import NEIGHBOURS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import numpy.typing as npt
 
+    from dinoprobe.audit.neighbourhood import Neighbourhood
     from dinoprobe.types import Features
 
-NEIGHBOURS = 10
 FEWEST_ROWS = 30
-FAR = 4.0
-"""Deviations of the logarithm of distances, as their middle and upper half have them."""
+FAR, VERY_FAR = 3.0, 4.0
+"""Deviations of the logarithm of distances, as their middle and upper half have them. From 3 on 2
+of 5,076 sound images were listed, and 45 of 100 foreign ones."""
 _TINY = 1e-6
 
 
 def outliers(
-    features: Features, near: Sequence[str | None]
+    features: Features, around: Neighbourhood
 ) -> tuple[list[Finding], dict[str, Any] | None]:
-    """Findings, the farthest first, and figures; None for fewer than `FEWEST_ROWS` pictures.
-
-    Of copies of one picture, which `near` and the hashes tell, the first is judged.
-    """
-    first: dict[str, int] = {}
-    for row, name in enumerate(near):
-        first.setdefault(name or features.hashes[row], row)
-    rows = np.array(list(first.values()), dtype=np.intp)
+    """Findings, the farthest first, and figures; None for fewer than `FEWEST_ROWS` files."""
+    rows, found = around
     if len(rows) < FEWEST_ROWS:
         return [], None
-    Z = normalized(features.X[rows])
-    found = nearest(Z, Z, NEIGHBOURS + 1)
     distance = np.maximum(1 - found.similarity[:, NEIGHBOURS], _TINY)
     middle, upper = np.quantile(np.log(distance), (0.5, 0.8413))
     spread = max(float(upper - middle), _TINY)
@@ -65,7 +55,7 @@ def _other(neighbours: npt.NDArray[np.intp], itself: int) -> int:
 
 def _finding(features: Features, row: int, nearest_row: int, score: float) -> Finding:
     return Finding(
-        kind="outlier", severity="medium" if score >= 2 * FAR else "low", score=score,
+        kind="outlier", severity="medium" if score >= VERY_FAR else "low", score=score,
         key=features.keys[row], label=features.y[row], split=features.splits[row],
         related=features.keys[nearest_row],
         reason=f"{score:.1f} deviations farther from its nearest images than others are",

@@ -115,7 +115,7 @@ def _odd(
     size = f"{fact.width} x {fact.height} pixels"
     short, long = sorted((fact.width, fact.height))
     found: list[tuple[str, str, float | None, str]] = []
-    if fact.thumbnail.std(axis=(0, 1)).max() < 255 * BLANK:
+    if fact.deviation < 255 * BLANK:
         found.append(("blank", "medium", None, "nearly one colour all over"))
     suffix = PurePosixPath(key).suffix[1:].lower()
     if fact.format and _KNOWN.get(suffix, fact.format) != fact.format:

@@ -11,10 +11,12 @@ from dinoprobe.audit.classes import overlapping, split_classes, tiny_classes
 from dinoprobe.audit.copies import copies
 from dinoprobe.audit.finding import Check, Finding, in_order
 from dinoprobe.audit.labels import judge_labels, label_figures, label_findings
+from dinoprobe.audit.neighbourhood import neighbourhood
 from dinoprobe.audit.outliers import FEWEST_ROWS, outliers
 from dinoprobe.audit.pictures import Pictures, failed_files, odd_files
 from dinoprobe.audit.shift import shift
 from dinoprobe.partition import dealt_folds
+from dinoprobe.types import SPLITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,13 +39,15 @@ def check(
     sentences on the way, `seed` deals folds and the labels that are changed for a trial.
     """
     say(f"Looking for copies among {len(features):,} images")
-    copied = copies(features, pictures)
+    around = neighbourhood(features)
+    copied = copies(features, pictures, around)
     found = [*failed_files(features), *odd_files(features, pictures.facts), *copied.findings]
     say("Looking for outliers, doubtful labels and classes")
-    far, outlier_figures = outliers(features, copied.near)
+    far, outlier_figures = outliers(features, around) if around else ([], None)
     notes = list(copied.notes)
     if outlier_figures is None:
-        notes.append(f"Fewer than {FEWEST_ROWS} pictures: outliers can not be told.")
+        few = f"fewer than {FEWEST_ROWS}" if around else "too many"
+        notes.append(f"Outliers were not looked for: {few} pictures.")
     moved, shift_figures = shift(features, copied.near, seed)
     if shift_figures is None and any(features.splits):
         notes.append("No test part, or too few images in it, to compare with the training part.")
@@ -54,7 +58,7 @@ def check(
         n_labelled=sum(counts.values()),
         failed=len(features.failures),
         classes=counts,
-        parts=dict(Counter(part for part in features.splits if part)),
+        parts={part: features.splits.count(part) for part in SPLITS if part in features.splits},
         findings=in_order([*found, *far, *moved, *labels]),
         figures={
             "labels": label_values,

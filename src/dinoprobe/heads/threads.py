@@ -35,6 +35,11 @@ def one_blas_thread() -> Any:
     return _controller().limit(limits=1, user_api="blas")
 
 
+def one_openmp_thread() -> Any:
+    """A context in which scikit-learn's own loops use one thread, and products of numpy too."""
+    return _controller().limit(limits=1)
+
+
 @cache
 def _controller() -> Any:
     return ThreadpoolController()

@@ -30,6 +30,7 @@ from dinoprobe.partition import check_labels, partition, set_aside
 from dinoprobe.quantize import int8_for
 from dinoprobe.report import render_card
 from dinoprobe.run import (
+    check_note,
     check_out,
     new_run,
     write_curve,
@@ -120,7 +121,9 @@ def train(
     features = embedding.features
     pairs, more = _near_pairs(features, dataset, encoder)
     parts = partition(features, seed=config.seed, test_fraction=config.test_fraction, pairs=pairs)
+    checked = check_note(config.out, dataset.uri)
     notes = (*dataset.notes, *encoder.notes, *embedding.notes, *more, *parts.notes)
+    notes = notes if checked is None else (*notes, checked)
     for note in notes:
         say(note)
     training = features.select(parts.rows("train", "val"))
