@@ -129,13 +129,13 @@ class KNNProbe(ProbeBase):
         """
         if self.sample_weight_ is None:
             similarity, found = similarity[:, :k], found[:, :k]
-        best = similarity.max(axis=1, keepdims=True)
-        weights = np.exp((similarity - np.where(np.isfinite(best), best, 0)) / self.temperature)
+        counts = None
         if self.sample_weight_ is not None:
             own = np.where(np.isfinite(similarity), self.sample_weight_[found], 0)
-            weights *= np.clip(k - (own.cumsum(axis=1) - own), 0, own)
-        votes = np.zeros((len(found), len(self.classes_)))
-        np.add.at(votes, (np.arange(len(found))[:, None], self.codes_[found]), weights)
+            counts = np.clip(k - (own.cumsum(axis=1) - own), 0, own)
+        votes = vote(
+            similarity, self.codes_[found], len(self.classes_), self.temperature, counts=counts
+        )
         if self.class_weight_ is not None:
             votes *= self.class_weight_
         total = votes.sum(axis=1, keepdims=True)
@@ -177,6 +177,28 @@ class KNNProbe(ProbeBase):
             raise ConfigurationError(f'k is {self.k!r}; expected a number from 1, or "auto".')
         if not self.temperature > 0:
             raise ConfigurationError(f"temperature is {self.temperature}; expected above 0.")
+
+
+def vote(
+    similarity: Float64s,
+    codes: Codes,
+    class_count: int,
+    temperature: float,
+    *,
+    counts: Float64s | None = None,
+) -> Float64s:
+    """Summed exp(similarity / T) of each class `(b, classes)`, up to a factor for each row.
+
+    `codes` `(b, k)` are those of the neighbours, `counts` how often each votes. A similarity of
+    -inf has no vote.
+    """
+    best = similarity.max(axis=1, keepdims=True)
+    weights = np.exp((similarity - np.where(np.isfinite(best), best, 0)) / temperature)
+    if counts is not None:
+        weights *= counts
+    votes = np.zeros((len(codes), class_count))
+    np.add.at(votes, (np.arange(len(codes))[:, None], codes), weights)
+    return votes
 
 
 def normalized(X: npt.NDArray[np.floating]) -> Float32s:
