@@ -381,19 +381,25 @@ def test_staged_rows_of_a_store_that_is_gone_are_an_error(
         store.append_staged(PRINT, staged)
 
 
-def test_a_scan_gives_every_row_once_block_by_block(store: FeatureStore) -> None:
+def test_a_scan_gives_every_row_once_block_by_block(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commits_module, "PAGE_BYTES", 90 * 8 * 4)
     assert list(store.scan(PRINT)) == []
     X, hashes = matrix(300), names(300)
     for start in (0, 100, 200):
         store.append(PRINT, hashes[start : start + 100], X[start : start + 100])
     store.append(PRINT, hashes[:50], X[:50] + 1)  # written twice: the first counts
     found = list(store.scan(PRINT))
-    assert len(found) >= 3
+    assert [len(block) for block, _ in found] == [90, 10, 80, 20, 70, 30]  # and the copies: none
     assert [name for block, _ in found for name in block] == hashes
     np.testing.assert_array_equal(np.concatenate([rows for _, rows in found]), X)
 
 
-def test_a_scan_ends_at_a_damaged_row_with_its_name(store: FeatureStore) -> None:
+def test_a_scan_ends_at_a_damaged_row_with_its_name(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commits_module, "PAGE_BYTES", 100 * 16 * 4)
     X, hashes = matrix(200, d=16), names(200)
     store.append(PRINT, hashes[:100], X[:100])
     store.append(PRINT, hashes[100:], X[100:])
@@ -410,11 +416,16 @@ def test_a_scan_ends_at_a_damaged_row_with_its_name(store: FeatureStore) -> None
         next(blocks)
 
 
-def test_rows_come_in_a_file_where_a_folder_is_given(store: FeatureStore, tmp_path: Path) -> None:
+def test_rows_come_in_a_file_where_a_folder_is_given(
+    store: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     X, hashes = matrix(50), names(50)
     store.append(PRINT, hashes, X)
-    rows = FeatureStore(store.uri, folder=tmp_path).get(PRINT, hashes[10:30])
-    assert folder_of(rows.X) == tmp_path
-    for name in hashes[10:30]:
-        np.testing.assert_array_equal(rows.X[rows.position[name]], X[hashes.index(name)])
+    monkeypatch.setattr(commits_module, "PAGE_BYTES", 7 * 8 * 4)
+    for asked in (hashes[10:20], hashes[5:45]):  # picked, and scanned by pages
+        rows = FeatureStore(store.uri, folder=tmp_path).get(PRINT, asked)
+        assert folder_of(rows.X) == tmp_path
+        assert list(rows.position) == asked
+        for name in asked:
+            np.testing.assert_array_equal(rows.X[rows.position[name]], X[hashes.index(name)])
     assert folder_of(store.get(PRINT, hashes).X) is None

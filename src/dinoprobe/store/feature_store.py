@@ -18,6 +18,7 @@ from dinoprobe.store.commits import (
     compact_dataset,
     load_lance,
     open_dataset,
+    paged,
     reported,
     stage_table,
 )
@@ -99,7 +100,9 @@ class FeatureStore:
             positions = matching(*prefixes(dataset, parts), wanted)
             shape = (min(len(positions), len(wanted)), length)
             X = self._array(shape)
-            return collect(_read(dataset, positions, columns(parts)), parts, wanted, X)
+            few = self.folder is not None
+            batches = _read(dataset, positions, columns(parts), 4 * length if few else None)
+            return collect(batches, parts, wanted, X)
 
     def scan(
         self, fingerprint: str, *, parts: Sequence[str] = WHOLE
@@ -112,8 +115,10 @@ class FeatureStore:
         path = self._features(fingerprint)
         with reported(path):
             dataset = open_dataset(path)
-            if dataset is not None and dimension(dataset, parts):
-                yield from scanned(path, dataset.to_batches(columns=columns(parts)), parts)
+            length = dimension(dataset, parts)
+            if dataset is not None and length:
+                pages = paged(dataset, columns(parts), 4 * length)
+                yield from scanned(path, pages, parts)
 
     def append(
         self,
@@ -251,12 +256,17 @@ def default_uri() -> str:
     return str(user_cache() / "features")
 
 
-def _read(dataset: Any, positions: npt.NDArray[np.intp], names: list[str]) -> Iterator[Any]:
+def _read(
+    dataset: Any, positions: npt.NDArray[np.intp], names: list[str], row_bytes: int | None
+) -> Iterator[Any]:
     """Batches with at least the rows at these positions: a scan where it is most of them, which
-    is 2.4 times as fast as picking.
+    is 2.4 times as fast as picking. By pages where rows of `row_bytes` must not fill memory.
     """
     if len(positions) * 3 > dataset.count_rows():
-        yield from dataset.to_batches(columns=names)
+        if row_bytes is None:
+            yield from dataset.to_batches(columns=names)
+        else:
+            yield from paged(dataset, names, row_bytes)
         return
     for start in range(0, len(positions), _TAKE_ROWS):
         chosen = positions[start : start + _TAKE_ROWS].tolist()
