@@ -62,6 +62,7 @@ def test_there_are_commands_to_check() -> None:
         "export",
         "export",
         "embed",
+        "embed",
     ]
 
 

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from dinoprobe.cli.console import Console
     from dinoprobe.encoder import Encoder, EncoderSettings
-    from dinoprobe.engine import Estimate, Flush
+    from dinoprobe.engine import Estimate, Facts, Flush
     from dinoprobe.engine.pipeline import Auto
-    from dinoprobe.ray_engine import Cluster, Facts, Job
+    from dinoprobe.ray_engine import Cluster, Job
     from dinoprobe.store import FeatureStore
     from dinoprobe.types import Dataset, Failure, Features
 
@@ -95,6 +95,7 @@ class Outcome:
     notes: tuple[str, ...]
     content_digest: str | None
     features: Features | None
+    devices: tuple[str, ...] = ()
 
     @property
     def images_per_second(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,10 +11,12 @@ import typer
 from dinoprobe.cli import cluster, estimates, options
 from dinoprobe.cli.cluster import Outcome, Request
 from dinoprobe.cli.console import Console
+from dinoprobe.cli.devices import Devices, places_of
+from dinoprobe.cli.devices import embed as embed_on_devices
 
 if TYPE_CHECKING:
-    from dinoprobe.encoder import Encoder
-    from dinoprobe.engine import Estimate
+    from dinoprobe.encoder import Encoder, Int8
+    from dinoprobe.engine import Embedding, Estimate, Facts
     from dinoprobe.types import Dataset
 
 SCHEMA = "dinoprobe.embed/1"
@@ -42,6 +45,7 @@ def embed(
     ] = None,
     pooling: options.PoolingName = "auto",
     device: options.Device = "auto",
+    devices: Devices = None,
     dtype: options.Dtype = "auto",
     precision: options.Precision = "auto",
     backend: options.Backend = "auto",
@@ -116,6 +120,7 @@ def embed(
             device_map=device_map,
             max_memory=max_memory,
         )
+        places = places_of(devices, settings, engine)
         dataset = DataSettings(
             source=data,
             path_column=path_column,
@@ -125,7 +130,7 @@ def embed(
         ).open()
         request = Request(
             dataset,
-            settings,
+            replace(settings, device=places[0]),
             FeatureStore(store),
             batch_size or "auto",
             Flush(seconds=checkpoint_every, retry_failures=retry_failures),
@@ -133,13 +138,17 @@ def embed(
         )
         on_ray = engine == "ray"
         if dry_run:
-            found = (cluster.estimated if on_ray else _estimated)(console, request)
+            found = (
+                cluster.estimated(console, request)
+                if on_ray
+                else _estimated(console, request, places)
+            )
             estimates.show(console, *found, store=request.store.uri)
             return
         if on_ray:
             outcome = cluster.embed(console, request, read_back=export is not None)
         else:
-            outcome = _embedded(console, request)
+            outcome = _embedded(console, request, places)
         for note in (*dataset.notes, *outcome.notes):
             console.say(note)
         written: list[str] = []
@@ -156,25 +165,33 @@ def embed(
         console.strict(len(outcome.failures), asked=strict)
 
 
-def _encoder(console: Console, request: Request) -> Encoder:
-    from dinoprobe.encoder import open_encoder
+def _int8(console: Console, request: Request) -> Int8 | None:
     from dinoprobe.quantize import int8_for
 
-    int8 = int8_for(
+    return int8_for(
         request.dataset,
         request.settings,
         say=console.say,
         progress=console.progress(),
         transfer=console.transfer(),
     )
-    return open_encoder(request.settings, say=console.say, transfer=console.transfer(), int8=int8)
 
 
-def _embedded(console: Console, request: Request) -> Outcome:
-    """Embed in this process."""
+def _encoder(console: Console, request: Request) -> Encoder:
+    from dinoprobe.encoder import open_encoder
+
+    int8, transfer = _int8(console, request), console.transfer()
+    return open_encoder(request.settings, say=console.say, transfer=transfer, int8=int8)
+
+
+def _embedded(console: Console, request: Request, places: tuple[str, ...]) -> Outcome:
+    """Embed in this process, or by a process on each of several places."""
     from dinoprobe.engine import Flush
     from dinoprobe.engine import embed as run_embedding
 
+    if len(places) > 1:
+        facts, done = embed_on_devices(console, request, places, _int8(console, request))
+        return _outcome(facts, done, places)
     encoder = _encoder(console, request)
     done = run_embedding(
         request.dataset,
@@ -184,6 +201,10 @@ def _embedded(console: Console, request: Request) -> Outcome:
         progress=console.progress(),
         flush=Flush(retry_failures=request.flush.retry_failures),
     )
+    return _outcome(encoder, done, (str(encoder.device),))
+
+
+def _outcome(encoder: Encoder | Facts, done: Embedding, places: tuple[str, ...]) -> Outcome:
     return Outcome(
         encoder=encoder,
         embedded=done.embedded,
@@ -194,11 +215,14 @@ def _embedded(console: Console, request: Request) -> Outcome:
         notes=(*encoder.notes, *done.notes),
         content_digest=done.content_digest(),
         features=done.features,
+        devices=places,
     )
 
 
-def _estimated(console: Console, request: Request) -> tuple[Encoder, Estimate]:
-    """What it would cost in this process."""
+def _estimated(
+    console: Console, request: Request, places: tuple[str, ...]
+) -> tuple[Encoder, Estimate]:
+    """What it would cost, by what one device does; processes on one CPU do no more than one."""
     from dinoprobe.engine import estimate, measure
     from dinoprobe.engine.ledger import row_kind
 
@@ -209,6 +233,7 @@ def _estimated(console: Console, request: Request) -> tuple[Encoder, Estimate]:
         encoder.dimension,
         request.store,
         lambda samples: measure(samples, encoder, batch_size=request.batch_size),
+        workers=len(set(places)),
         retry_failures=request.flush.retry_failures,
     )
 
@@ -239,6 +264,7 @@ def _document(dataset: Dataset, outcome: Outcome, store: str) -> dict[str, Any]:
         "encoder": encoder.name,
         "backend": encoder.backend,
         "precision": encoder.precision,
+        "devices": list(outcome.devices),
         "fingerprint": encoder.fingerprint,
         "base_fingerprint": encoder.base_fingerprint,
         "pooling": encoder.pooling,

@@ -9,8 +9,7 @@ from dinoprobe.cli.console import duration
 if TYPE_CHECKING:
     from dinoprobe.cli.console import Console
     from dinoprobe.encoder import Encoder
-    from dinoprobe.engine import Estimate
-    from dinoprobe.ray_engine import Facts
+    from dinoprobe.engine import Estimate, Facts
 
 SCHEMA = "dinoprobe.embed-estimate/1"
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dinoprobe.encoder.hub import Transfer
+    from dinoprobe.encoder.reference import EncoderReference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,13 +80,15 @@ def open_encoder(
     say: Callable[[str], None] = lambda _: None,
     transfer: Transfer | None = None,
     int8: Int8 | None = None,
+    reference: EncoderReference | None = None,
 ) -> Encoder:
     """The encoder with its preprocessing overridden, and for that precision the graph `int8`.
 
-    Raises what `Encoder.from_pretrained` does.
+    `reference` is where its weights are, where they were looked for before. Raises what
+    `Encoder.from_pretrained` does.
     """
     spread = spread_of(settings.device_map, settings.max_memory)
-    reference = locate(settings.name, say=say, transfer=transfer)
+    reference = reference or locate(settings.name, say=say, transfer=transfer)
     source = open_source(reference)
     own, notes = default_preprocessing(reference, source, normalize=settings.normalize)
     preprocessing = own.with_options(

@@ -6,26 +6,34 @@ calling thread does. Threads suffice because the decoders and torch release the 
 flight, by the formula in `memory`, and a thread that hangs is given up.
 """
 
+from dinoprobe.engine.devices import choose_devices, embed_on_devices
 from dinoprobe.engine.embedding import Embedding, content_digest, embed, write_failures
 from dinoprobe.engine.estimate import Estimate, estimate, measure
+from dinoprobe.engine.facts import Facts, facts_of
 from dinoprobe.engine.ledger import Flush
 from dinoprobe.engine.memory import memory_bound
 from dinoprobe.engine.pipeline import Encoded, EncoderLike, encode
 from dinoprobe.engine.tokens import PatchTokens, TokenSet, embed_tokens
+from dinoprobe.engine.worker import Job
 
 __all__ = [
     "Embedding",
     "Encoded",
     "EncoderLike",
     "Estimate",
+    "Facts",
     "Flush",
+    "Job",
     "PatchTokens",
     "TokenSet",
+    "choose_devices",
     "content_digest",
     "embed",
+    "embed_on_devices",
     "embed_tokens",
     "encode",
     "estimate",
+    "facts_of",
     "measure",
     "memory_bound",
     "write_failures",

@@ -12,8 +12,7 @@ import io
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Protocol, final
 
 from dinoprobe.engine.ledger import Flush, Ledger, RowKind, lost_rows, row_kind
 from dinoprobe.engine.pipeline import TIMEOUT_S, Auto, Described, EncoderLike, Pools, run
@@ -25,7 +24,7 @@ from dinoprobe.types import Dataset, Failure, Features, NoProgress, Progress, Sa
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Generator, Iterable, Sequence
+    from collections.abc import Generator, Iterable, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -36,6 +35,17 @@ PASSES = 2  # the second one replaces stored rows that turned out to be damaged
 
 
 _FLUSH = Flush()
+
+
+class Reader(Protocol):
+    """Who reads and encodes: `pipeline.run` in this process, or `crew.Crew` in several."""
+
+    def __call__(
+        self, samples: Sequence[Sample], ledger: Ledger, /
+    ) -> Generator[Result, None, None]:
+        """Each sample with its row, or with None where it failed or its content is in the ledger's
+        claims already; in any order.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +111,30 @@ def embed(
     On Ctrl-C, or any error, what is finished is committed before it goes on to the caller. Raises
     StoreError, EncoderError, MismatchError and ConfigurationError.
     """
+
+    def read(samples: Sequence[Sample], ledger: Ledger) -> Generator[Result, None, None]:
+        return run(
+            samples,
+            encoder,
+            wanted=ledger.claims.claim,
+            batch_size=batch_size,
+            workers=workers,
+            timeout_s=timeout_s,
+        )
+
+    return embed_by(read, dataset, encoder, store=store, progress=progress, flush=flush)
+
+
+def embed_by(
+    read: Reader,
+    dataset: Dataset,
+    encoder: Described,
+    *,
+    store: RowStore | None = None,
+    progress: Progress | None = None,
+    flush: Flush = _FLUSH,
+) -> Embedding:
+    """As `embed`, with the images read and encoded by `read`, as `encoder` describes it."""
     started = time.perf_counter()
     place, kind = store or MemoryStore(), row_kind(encoder)
     buffer = RowBuffer(place, kind)
@@ -109,14 +143,6 @@ def embed(
     samples = ledger.open()
     progress.start(len(dataset), len(ledger.hashes))
     progress.advance(0, len(ledger.failures))
-    read = partial(
-        run,
-        encoder=encoder,
-        wanted=ledger.claims.claim,
-        batch_size=batch_size,
-        workers=workers,
-        timeout_s=timeout_s,
-    )
     for _ in range(PASSES):
         _work_off(samples, read, ledger, buffer, progress)
         rows = read_rows(ledger, encoder)
@@ -151,7 +177,7 @@ def write_failures(path: str | os.PathLike[str], failures: Iterable[Failure]) ->
 
 def _work_off(
     samples: Sequence[Sample],
-    read: Callable[[Sequence[Sample]], Generator[Result, None, None]],
+    read: Reader,
     ledger: Ledger,
     buffer: RowBuffer,
     progress: Progress,
@@ -159,7 +185,7 @@ def _work_off(
     if not samples:
         ledger.flush()
         return
-    with closing(read(samples)) as results:
+    with closing(read(samples, ledger)) as results:
         try:
             for loaded, row in results:
                 if row is not None and loaded.content_hash is not None:

@@ -20,7 +20,7 @@ from dinoprobe.store import WHOLE, Entry, RowStore
 from dinoprobe.types import Dataset, Failure, Sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from dinoprobe.store import KnownHashes
 
@@ -71,6 +71,11 @@ class Claims:
                 return False
             self._claimed.add(content_hash)
             return True
+
+    def learn(self, encoded: Iterable[str]) -> None:
+        """These have features by now, from other processes."""
+        with self._lock:
+            self._claimed.update(encoded)
 
     def give_back(self, missing: set[str], known: KnownHashes) -> None:
         """These may be claimed once more; `known` is what has features now."""

@@ -96,6 +96,19 @@ def lasting_stamp(sample: Sample) -> Stamp | None:
     return stamp
 
 
+def killed(sample: Sample, how: str) -> Loaded:
+    """The failure of a sample whose process died twice; `how` is in words."""
+    try:
+        stamp = lasting_stamp(sample)
+    except OSError:
+        stamp = None
+    reason = (
+        f"the process that read it died ({how}), and so did a second one that did nothing else. "
+        "It is not tried again before the file changes; --retry-failures does"
+    )
+    return Loaded(sample, stamp, failure=Failure(sample.key, "killed", reason))
+
+
 def read_ahead(
     samples: Iterable[Sample],
     work: Callable[[Reading], Loaded],

@@ -8,11 +8,10 @@ share and writes the features as files of the store, and the driver commits them
 from dinoprobe.ray_engine.cluster import Cluster, connected
 from dinoprobe.ray_engine.division import Plan, RaySettings
 from dinoprobe.ray_engine.driver import RayEmbedding, embed_on_ray
-from dinoprobe.ray_engine.worker import Facts, Job
+from dinoprobe.ray_engine.worker import Job
 
 __all__ = [
     "Cluster",
-    "Facts",
     "Job",
     "Plan",
     "RayEmbedding",

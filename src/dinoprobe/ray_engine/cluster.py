@@ -18,12 +18,13 @@ from dinoprobe.errors import StoreError
 from dinoprobe.ray_engine.connection import connect, load_ray, resolved
 from dinoprobe.ray_engine.division import Plan, RaySettings, plan
 from dinoprobe.ray_engine.report import Report
-from dinoprobe.ray_engine.worker import Facts, Job, Worker, examine, measured
+from dinoprobe.ray_engine.worker import Job, Worker, examine, measured
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from dinoprobe.engine.estimate import Measured
+    from dinoprobe.engine.facts import Facts
     from dinoprobe.ray_engine.connection import Say
     from dinoprobe.store import KnownHashes
     from dinoprobe.types import Sample

@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING, NamedTuple, final
 from dinoprobe.datasets.transport import Packed, pack, to_bytes
 from dinoprobe.engine.embedding import PASSES, features_of, read_rows
 from dinoprobe.engine.ledger import Flush, Ledger, Summary, lost_rows
-from dinoprobe.engine.readers import Loaded, lasting_stamp
+from dinoprobe.engine.readers import Loaded, killed
 from dinoprobe.types import Dataset, Failure, NoProgress, Progress, Sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from dinoprobe.engine.facts import Facts
     from dinoprobe.ray_engine.cluster import Cluster
     from dinoprobe.ray_engine.report import Report
-    from dinoprobe.ray_engine.worker import Facts, Job
+    from dinoprobe.ray_engine.worker import Job
     from dinoprobe.store import FeatureStore
     from dinoprobe.types import Features
 
@@ -163,7 +164,7 @@ class _Run:
                     self._take(samples, report)
                 continue
             sample = samples[packed[number].number]
-            self.ledger.add(_killed(sample, outcome), encoded=False)
+            self.ledger.add(killed(sample, outcome), encoded=False)
             self.progress.advance(0, 1)
 
     def _take(self, samples: Sequence[Sample], report: Report) -> None:
@@ -172,18 +173,6 @@ class _Run:
         self.staged.files += report.staged
         for done in report.done:
             self.ledger.add(done.loaded(samples[done.number]), encoded=done.encoded)
-
-
-def _killed(sample: Sample, how: str) -> Loaded:
-    try:
-        stamp = lasting_stamp(sample)
-    except OSError:
-        stamp = None
-    reason = (
-        f"the process that read it died ({how}), and so did a second one that did nothing else. "
-        "It is not tried again before the file changes; --retry-failures does"
-    )
-    return Loaded(sample, stamp, failure=Failure(sample.key, "killed", reason))
 
 
 def _waves(packed: Iterable[Packed], room_bytes: float) -> Iterator[list[Packed]]:

@@ -10,10 +10,11 @@ import os
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, final
 
 from dinoprobe.datasets.transport import from_bytes
 from dinoprobe.engine.estimate import Measured, measure
+from dinoprobe.engine.facts import Facts, facts_of
 from dinoprobe.engine.ledger import Claims, RowKind, row_kind
 from dinoprobe.engine.pipeline import run
 from dinoprobe.errors import DinoprobeError, MismatchError
@@ -67,38 +68,6 @@ class Job:
                 "Name --precision and --backend, or use nodes of one kind."
             )
         return encoder
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """An encoder without its weights, for a driver that need not be able to run it."""
-
-    kind: RowKind
-    dimension: int
-    fingerprint: str
-    description: dict[str, Any]
-    base_fingerprint: str | None
-    pooling: str | None
-    name: str
-    backend: str
-    precision: str
-    notes: tuple[str, ...]
-
-
-def facts_of(encoder: EncoderLike) -> Facts:
-    """What a driver needs to know."""
-    return Facts(
-        kind=row_kind(encoder),
-        dimension=encoder.dimension,
-        fingerprint=encoder.fingerprint,
-        description=dict(encoder.description),
-        base_fingerprint=getattr(encoder, "base_fingerprint", None),
-        pooling=getattr(encoder, "pooling", None),
-        name=getattr(encoder, "name", type(encoder).__name__),
-        backend=getattr(encoder, "backend", "torch"),
-        precision=getattr(encoder, "precision", "float32"),
-        notes=tuple(getattr(encoder, "notes", ())),
-    )
 
 
 def examine(job: Job) -> Facts | Report:
