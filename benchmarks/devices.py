@@ -64,6 +64,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         (place / "photos").mkdir()
         write_photos(place / "photos", options.images, seed=0)
         embed_with("1", place, weights)  # makes the caches
+        gathering = gathered(options.gathered, place)
         found: dict[str, list[dict[str, float]]] = {"one": [], "two": []}
         starts: dict[str, list[dict[str, float]]] = {"devices": [], "torchrun": []}
         for _ in range(options.rounds):
@@ -71,7 +72,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             found["two"].append(embed_with("2", place, weights))
             starts["devices"].append(timed(lambda: start_devices(weights)))
             starts["torchrun"].append(timed(lambda: start_torchrun(weights)))
-        gathering = gathered(options.gathered, place)
     return {
         "command": "python benchmarks/devices.py " + " ".join(sys.argv[1:]),
         "date": datetime.now(UTC).date().isoformat(),
@@ -151,14 +151,25 @@ def no_work(job: object, device: str, cores: int, pipe: Connection) -> None:
 
     import numpy as np
 
-    from dinoprobe.engine.worker import Begin, Done, Facts, Idle, Opened, Report, Taken
+    from dinoprobe.engine import Facts
+    from dinoprobe.engine.ledger import RowKind
+    from dinoprobe.engine.worker import Begin, Done, Idle, Opened, Report, Taken
     from dinoprobe.types import Stamp
 
     del job, device, cores
-    about: dict[str, Any] = {"description": {}, "notes": ()}
-    pipe.send(Opened(Facts(
-        "none", "none", "none", DIMENSION, "ab" * 16, "cd" * 16, "cls", **about
-    )))  # fmt: skip
+    facts = Facts(
+        kind=RowKind("cd" * 16, ("cls",), {}),
+        dimension=DIMENSION,
+        fingerprint="ab" * 16,
+        description={},
+        base_fingerprint="cd" * 16,
+        pooling="cls",
+        name="none",
+        backend="none",
+        precision="none",
+        notes=(),
+    )
+    pipe.send(Opened(facts))
     generator = np.random.default_rng()
     while True:
         try:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -184,10 +185,11 @@ def test_what_was_finished_is_kept_and_no_process_stays(
 
 
 def test_the_command_line(vit: str, tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    for i in range(12):
-        (tmp_path / "photos" / f"{i}.png").write_bytes(picture(i))
-    command = ["embed", "photos", "--encoder", vit, "--store", "store", "--json"]
+    """On an archive, which each process opens for itself."""
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for i in range(12):
+            archive.writestr(f"{i}.png", picture(i))
+    command = ["embed", "photos.zip", "--encoder", vit, "--store", "store", "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "dinoprobe", *command, "--devices", "2", "--device", "cpu"],
         capture_output=True,

@@ -166,3 +166,21 @@ def test_features_of_the_heads_are_seeded_and_standardised(
     assert np.array_equal(data.X, again.X)
     assert not np.array_equal(data.X, other.X)
     np.testing.assert_allclose(data.X.std(axis=0), 1, rtol=1e-4)
+
+
+def test_what_the_parent_of_several_processes_takes_is_timed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By its own name, under which the processes that it starts import it."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    devices, crew = (
+        importlib.import_module("devices"),
+        importlib.import_module("dinoprobe.engine.crew"),
+    )
+    monkeypatch.setattr(crew, "work", crew.work)  # which the benchmark replaces
+    found = devices.gathered(500, tmp_path)
+    assert found["images"] == 500
+    assert found["images_per_second"] == pytest.approx(500 / found["seconds"])
+    rounds = [{"seconds": 1.0}, {"seconds": 3.0}, {"seconds": 2.0}]
+    assert devices.medians(rounds)["seconds"] == 2
+    assert devices.ratios(rounds, rounds[::-1])["seconds"] == 1

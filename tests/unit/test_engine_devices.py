@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from dinoprobe.cli.devices import places_of
 from dinoprobe.datasets.memory import BytesSource
 from dinoprobe.encoder import EncoderSettings
 from dinoprobe.engine import choose_devices
@@ -81,6 +82,12 @@ def test_what_can_not_be_is_refused(asked: str, options: dict[str, str], message
 def test_gpus_that_are_not_there_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="0 CUDA"):
         choose_devices("2", settings(device="cuda"))
+
+
+def test_a_cluster_is_divided_otherwise() -> None:
+    assert places_of(None, settings(device="cpu"), "ray") == ("cpu",)
+    with pytest.raises(ConfigurationError, match="--devices 2 with --engine ray"):
+        places_of("2", settings(), "ray")
 
 
 def test_a_process_can_be_given_a_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
