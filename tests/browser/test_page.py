@@ -208,7 +208,184 @@ def test_help_lists_the_keys_and_gives_the_focus_back(
     playwright_api.expect(dialog).to_be_hidden()
 
 
-VIEWS = ["review"]
+def test_a_picture_is_predicted_with_its_neighbours(
+    run: Path, process: Process, visit: Any
+) -> None:
+    page = visit(process).page("predict")
+    photo = run.parents[1] / "photos" / "test" / "green" / "0.png"
+    page.get_by_label("Image file").set_input_files(photo)
+    bars = page.get_by_role("list", name="Most probable labels").get_by_role("listitem")
+    playwright_api.expect(bars.first).to_contain_text("green")
+    near = page.get_by_role("region", name="Nearest training images")
+    playwright_api.expect(near.locator("figure")).to_have_count(6)
+    assert all(near.locator("img").evaluate_all("all => all.map((each) => each.alt)"))
+
+
+def test_a_picture_is_dropped_and_pasted(run: Path, process: Process, visit: Any) -> None:
+    page = visit(process).page("predict")
+    colours = {"drop": ("#c82828", "red"), "paste": ("#28c828", "green")}
+    for event, (colour, label) in colours.items():
+        page.evaluate(GIVE, [event, colour])
+        first = page.get_by_role("list", name="Most probable labels").get_by_role("listitem").first
+        playwright_api.expect(first).to_contain_text(label)
+
+
+def test_what_is_no_picture_is_told(run: Path, process: Process, visit: Any) -> None:
+    visitor = visit(process)
+    page = visitor.page("predict")
+    text = {"name": "a.png", "mimeType": "image/png", "buffer": b"hello"}
+    page.get_by_label("Image file").set_input_files(text)
+    playwright_api.expect(page.locator(".problem")).to_contain_text("expected one of JPEG")
+    (message,) = visitor.unwanted
+    assert "415" in message
+    visitor.unwanted.clear()
+
+
+GIVE = """async ([type, colour]) => {
+  const canvas = new OffscreenCanvas(40, 40);
+  const context = canvas.getContext("2d");
+  context.fillStyle = colour;
+  context.fillRect(0, 0, 40, 40);
+  const blob = await canvas.convertToBlob();
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([blob], "given.png", { type: "image/png" }));
+  const init = { bubbles: true, cancelable: true };
+  document.querySelector("main").dispatchEvent(type === "drop"
+    ? new DragEvent("drop", { ...init, dataTransfer: transfer })
+    : new ClipboardEvent("paste", { ...init, clipboardData: transfer }));
+}"""
+
+
+def test_a_cell_of_the_matrix_opens_its_images_and_is_in_the_address(
+    run: Path, process: Process, visit: Any
+) -> None:
+    visitor = visit(process)
+    page = visitor.page("evaluate")
+    page.get_by_role("button", name="5 images of red taken for red").click()
+    images = page.get_by_role("region", name="red, taken for red:")
+    playwright_api.expect(images.locator(".tile")).to_have_count(5)
+    assert "label=red&said=red" in page.url
+    again = visitor.page(page.url.split("#")[1])
+    playwright_api.expect(again.locator(".tile")).to_have_count(5)
+    again.keyboard.press("Escape")
+    playwright_api.expect(again.locator(".tile")).to_have_count(0)
+
+
+def test_the_threshold_answers_less_and_is_in_the_address(
+    run: Path, process: Process, visit: Any
+) -> None:
+    page = visit(process).page("evaluate")
+    words = page.locator("output")
+    playwright_api.expect(words).to_contain_text("100.0 % answered")
+    slider = page.get_by_role("slider")
+    slider.focus()
+    page.keyboard.press("End")
+    playwright_api.expect(words).not_to_contain_text("100.0 % answered")
+    page.keyboard.press("ArrowLeft")
+    assert "from=99" in page.url
+    assert page.get_by_role("img", name="Reliability").locator("circle").count() > 0
+
+
+def test_a_lasso_selects_images_to_label_together(run: Path, process: Process, visit: Any) -> None:
+    page = visit(process).page("map")
+    playwright_api.expect(page.locator(".row .note")).to_have_text("60 images")
+    page.keyboard.press("s")
+    box = page.locator("canvas").bounding_box()
+    left, right = box["x"] + 2, box["x"] + box["width"] - 2
+    top, bottom = box["y"] + 2, box["y"] + box["height"] - 2
+    page.mouse.move(left, top)
+    page.mouse.down()
+    for x, y in ((right, top), (right, bottom), (left, bottom)):
+        page.mouse.move(x, y)
+    page.mouse.up()
+    chosen = page.get_by_role("region", name="Selected:")
+    playwright_api.expect(chosen).to_contain_text("60 images")
+    chosen.get_by_role("button", name="all / none").click()
+    chosen.locator(".tile").nth(3).click()
+    chosen.locator(".tile").nth(4).click()
+    chosen.get_by_role("button", name="Label the chosen").click()
+    page.get_by_role("combobox", name="Label of 2 images").fill("odd")
+    page.keyboard.press("Enter")
+    playwright_api.expect(bar(page)).to_contain_text("2 corrections")
+    assert [label for _, label in corrections(run)] == ["odd", "odd"]
+    page.keyboard.press("u")
+    playwright_api.expect(bar(page)).to_contain_text("0 corrections")
+
+
+def test_a_point_shows_its_image_and_the_map_its_colours(
+    run: Path, process: Process, visit: Any
+) -> None:
+    page = visit(process).page("map?by=part")
+    playwright_api.expect(page.locator(".legend")).to_contain_text("train")
+    page.get_by_label("Colour").select_option("error")
+    playwright_api.expect(page.locator(".legend")).to_contain_text("wrong")
+    assert "by=error" in page.url
+    playwright_api.expect(page.locator(".row .note")).to_have_text("60 images")
+    place = page.locator("canvas").evaluate(
+        "c => c.cloud.at(0).map((v) => v * c.clientWidth / c.width)"
+    )
+    box = page.locator("canvas").bounding_box()
+    page.mouse.move(box["x"] + place[0], box["y"] + place[1])
+    playwright_api.expect(page.locator(".hover img")).to_have_count(1)
+
+
+def test_t_sne_comes_when_it_is_ready(run: Path, process: Process, visit: Any) -> None:
+    page = visit(process).page("map")
+    page.wait_for_selector("canvas")
+    page.get_by_label("Layout").select_option("tsne")
+    note = page.locator(".row .note")
+    playwright_api.expect(note).to_contain_text("60 images", timeout=60_000)
+
+
+def test_two_runs_are_compared(run: Path, process: Process, visit: Any) -> None:
+    shutil.copytree(run, run.parent / "other")
+    page = visit(process).page("runs")
+    playwright_api.expect(page.locator(".finding")).to_contain_text("the same 15 images")
+    assert "other=other" in page.url
+    playwright_api.expect(page.locator("main code")).to_contain_text("dinoprobe compare")
+
+
+def test_labelling_from_nothing(tmp_path: Path, visit: Any) -> None:
+    """20 labels by keys, a model, and the next ones: those that it is unsure of."""
+    photos = write_colours(tmp_path / "named", per_class=20)
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for i, path in enumerate(sorted(photos.rglob("*.png"))):
+        shutil.copyfile(path, flat / f"{i:03d}-{path.parent.name}.png")
+    labels = tmp_path / "labels.csv"
+    arguments = (str(flat), "--encoder", "builtin", "--labels", str(labels))
+    with opened(*arguments) as another:
+        page = visit(another).page()
+        playwright_api.expect(page.locator("main")).to_contain_text("0 labels")
+        digits: dict[str, str] = {}
+        for count in range(1, 21):
+            colour = page.locator(".where .key").inner_text().rpartition("-")[2][:-4]
+            if colour in digits:
+                page.keyboard.press(digits[colour])
+            else:
+                page.keyboard.press("l")
+                page.get_by_role("combobox").fill(colour)
+                page.keyboard.press("Enter")
+            playwright_api.expect(page.locator(".where").first).to_contain_text(
+                "1 label " if count == 1 else f"{count} labels"
+            )
+            names = sorted({*digits, colour})
+            digits = {name: str(place) for place, name in enumerate(names, start=1)}
+        playwright_api.expect(page.locator("main")).to_contain_text("least sure of")
+        playwright_api.expect(page.get_by_role("group", name="Refit")).to_contain_text(
+            "out of fold"
+        )
+        playwright_api.expect(page.locator(".where").nth(1)).to_contain_text("1 of 20")
+        page.close()
+    assert len(table(labels)) == 20
+    assert all(row["key"].endswith(f"-{row['new']}.png") for row in table(labels))
+    out = str(tmp_path / "run")
+    options = ["--encoder", "builtin", "--labels", str(labels), "--out", out]
+    done = CliRunner().invoke(app, ["train", str(flat), *options])
+    assert done.exit_code == 0, done.output
+
+
+VIEWS = ["review", "evaluate", "map", "predict", "runs"]
 UNNAMED = """[...document.querySelectorAll("button, a, input, select, img, [role]")]
   .filter((e) => e.checkVisibility() && e.role !== "status")
   .filter((e) => !(e.getAttribute("aria-label") ?? e.innerText ?? "").trim())

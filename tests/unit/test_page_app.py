@@ -227,6 +227,20 @@ def test_the_queue_is_what_the_run_found(open_page: Callable[..., Page], tmp_pat
     assert "truncated" in items["failure"]["text"]
 
 
+def test_what_a_check_found_joins_the_queue(page: Page, tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "colours-check-001"
+    folder.mkdir()
+    write_rows(
+        folder / "check.csv",
+        ("key", "kind", "score", "suggestion", "related", "split", "label", "severity", "reason"),
+        ("train/red/1.png", "copy", "0.99", "", "train/red/2.png", "", "red", "low", "the same"),
+        ("", "tiny-class", "", "", "", "", "blue", "low", "9 images"),
+    )
+    (item,) = [item for item in page.get("queue")["items"] if item["kind"] == "check"]
+    assert (item["key"], item["other"]) == ("train/red/1.png", "train/red/2.png")
+    assert item["text"] == "dinoprobe check, copy: the same"
+
+
 def test_looking_again_finds_the_wrong_label(page: Page) -> None:
     page.label("train/red/1.png", "blue")
     items = page.get("queue", again=True)["items"]

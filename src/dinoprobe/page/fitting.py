@@ -40,8 +40,10 @@ if TYPE_CHECKING:
 
 QUICK = ("logistic", "ridge", "lda", "prototype", "knn")
 BLOCK_ROWS = 4096
-QUICK_TOL = 1e-5
-"""Of the objective: answers are those of 1e-8 but for one in thousands, in half the time."""
+QUICK_TOL = 1e-6
+"""Of the logistic objective: on 10,000 x 384 made rows of 10 classes at most 4 of 5,000 answers
+differ from those at 1e-8, for C from 0.01 to 10, in 0.6 to 0.9 of the time.
+"""
 
 
 @dataclass(frozen=True, slots=True)

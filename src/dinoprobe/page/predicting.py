@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from dinoprobe.encoder import Encoder
     from dinoprobe.page.workspace import Standing, Workspace
+    from dinoprobe.server.predictor import Sent
 
 TOP_K = 5
 NEIGHBOURS = 6
@@ -37,7 +38,7 @@ class EncoderPredictor:
         self._encoder = encoder
         self._one_core = single_threaded()
 
-    def preprocess(self, image: bytes, *, max_pixels: int) -> Any:
+    def preprocess(self, image: Sent, *, max_pixels: int) -> Any:
         """`(3, height, width)`, as `prepare` gives it. Raises ImageError."""
         from dinoprobe.preprocess import prepare
 

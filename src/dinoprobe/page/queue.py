@@ -1,7 +1,7 @@
 """What a person should look at: doubtful labels, copies across the split, odd images, failures.
 
 A run's own files say most of it; without a run, or after corrections, doubtful labels are looked
-for again, out of fold. What `dinoprobe check` found joins in where its file lies in the run.
+for again, out of fold. What `dinoprobe check` found joins in, from the run or from beside it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from dinoprobe.audit import suspicious_labels
 from dinoprobe.errors import HeadError
+from dinoprobe.run import dataset_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from dinoprobe.page.workspace import Standing, Workspace
 
+CHECK_FILE = "check.csv"
 MOST = 1000
 """Of each kind: nobody looks at more in one sitting."""
 
@@ -35,7 +37,7 @@ def review_queue(work: Workspace, standing: Standing, *, again: bool) -> list[di
     found = [
         *suspects,
         *(_leaks(run) if run is not None else ()),
-        *(_checked(run) if run is not None else ()),
+        *_checked(work),
         *_mistakes(work, standing),
         *_outliers(work),
     ]
@@ -65,6 +67,10 @@ def _first_of_each(items: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         seen.add(name)
         counts[kind] = counts.get(kind, 0) + 1
         yield item
+
+
+def _has_check(folder: Path) -> bool:
+    return (folder / CHECK_FILE).is_file()
 
 
 def _table(path: Path) -> list[dict[str, str]]:
@@ -110,15 +116,23 @@ def _leaks(run: Path) -> Iterator[dict[str, Any]]:
         )
 
 
-def _checked(run: Path) -> Iterator[dict[str, Any]]:
-    """Findings of `dinoprobe check` that the run's own files do not have."""
-    for row in _table(run / "check.csv"):
-        kind, score = str(row.get("kind")), row.get("score") or "0"
-        other = row.get("related_key") or None
-        text = f"dinoprobe check: {kind}" + (f", beside {other}" if other else "")
-        suggestion = row.get("suggestion") or None
+def _checked(work: Workspace) -> Iterator[dict[str, Any]]:
+    """The findings of the newest `dinoprobe check` of these images, in the run or beside it."""
+    origin = work.origin
+    beside = origin.labels.parent.parent.glob(f"{dataset_name(origin.data.source)}-check-*")
+    folders = [folder for folder in (origin.labels.parent, *beside) if _has_check(folder)]
+    if not folders:
+        return
+    newest = max(folders, key=lambda folder: (folder / CHECK_FILE).stat().st_mtime_ns)
+    for row in _table(newest / CHECK_FILE):
+        kind, reason = str(row.get("kind")), row.get("reason") or ""
         yield _item(
-            "check", str(row.get("key")), float(score), text, suggestion=suggestion, other=other
+            "check",
+            str(row.get("key")),
+            float(row.get("score") or 0),
+            f"dinoprobe check, {kind}: {reason}",
+            suggestion=row.get("suggestion") or None,
+            other=row.get("related") or None,
         )
 
 

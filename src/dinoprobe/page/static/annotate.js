@@ -263,7 +263,20 @@ export function selection(rows, title) {
   /** @param {string | null | undefined} label */
   const give = async (label) => {
     if (label && chosen.size) await relabel([...chosen], label);
+    named();
   };
+  const leaveOut = async () => {
+    if (chosen.size) await drop([...chosen]);
+    named();
+  };
+  function named() {
+    tiles.forEach((tile, i) => {
+      const row = shown[i];
+      const name = state.dropped[row] ? "left out" : (state.labels[row] ?? "–");
+      /** @type {HTMLElement} */ (tile.lastChild).textContent = name;
+      tile.setAttribute("aria-label", `${shortName(state.keys[row])}: ${caption(row)}`);
+    });
+  }
   const all = h("button", { type: "button" }, "all / none");
   all.addEventListener("click", () => {
     const fill = chosen.size === 0;
@@ -275,7 +288,7 @@ export function selection(rows, title) {
   const label = h("button", { type: "button", class: "primary" }, "Label the chosen …");
   label.addEventListener("click", async () => give(await askLabel(`Label of ${plural(chosen.size, "image")}`)));
   const out = h("button", { type: "button", class: "danger" }, "Leave them out");
-  out.addEventListener("click", () => chosen.size && drop([...chosen]));
+  out.addEventListener("click", leaveOut);
   told();
   return h("section", { class: "selection", "aria-label": title }, head, h("div", { class: "buttons" }, label, out, all), h("div", { class: "tiles" }, tiles));
 }

@@ -1,10 +1,15 @@
 /** Starts the page: rows and labels, the bar, the view that the address names. */
 
 import { byId, h } from "./dom.js";
+import { evaluate } from "./evaluate.js";
 import { pageKeys, showHelp, viewKeys } from "./keys.js";
+import { label } from "./label.js";
+import { map } from "./map.js";
 import { bar, commands } from "./model.js";
+import { predict } from "./predict.js";
 import { review } from "./review.js";
 import { place } from "./router.js";
+import { runs } from "./runs.js";
 import { refit, start, state, undo } from "./state.js";
 
 /** @typedef {(main: HTMLElement) => Promise<() => void>} View */
@@ -12,14 +17,32 @@ import { refit, start, state, undo } from "./state.js";
 /** @type {Record<string, {title: string, show: View, command: () => string[]}>} */
 const VIEWS = {
   review: { title: "Review", show: review, command: () => [state.info.save_command] },
+  evaluate: { title: "Evaluate", show: evaluate, command: () => (isRun() ? [`dinoprobe evaluate ${state.info.place}`] : []) },
+  map: { title: "Map", show: map, command: () => [`dinoprobe embed ${state.info.source} --encoder ${state.info.encoder} --export features.parquet`] },
+  label: { title: "Label", show: label, command: () => [state.info.save_command] },
+  predict: { title: "Predict", show: predict, command: () => (isRun() ? [`dinoprobe predict ${state.info.place} IMAGE`] : []) },
+  runs: { title: "Runs", show: runs, command: () => [] },
 };
+
+const isRun = () => state.info.kind === "run";
+
+/** Views that make sense for what is open. */
+function offered() {
+  const unlabelled = state.labels.some((each) => each === null);
+  return Object.keys(VIEWS).filter((name) => {
+    if (name === "label") return unlabelled || !isRun();
+    if (name === "runs") return isRun();
+    if (name === "evaluate") return state.splits.includes("test");
+    return true;
+  });
+}
 
 /** @type {() => void} */
 let leave = () => undefined;
 let shown = "";
 
 function first() {
-  return "review";
+  return state.source.every((each) => each === null) ? "label" : "review";
 }
 
 async function show() {
@@ -46,8 +69,8 @@ async function show() {
 /** @param {string} current */
 function links(current) {
   byId("views").replaceChildren(
-    ...Object.entries(VIEWS).map(([name, view]) =>
-      h("a", { href: `#${name}`, "aria-current": name === current ? "page" : null }, view.title),
+    ...offered().map((name) =>
+      h("a", { href: `#${name}`, "aria-current": name === current ? "page" : null }, VIEWS[name].title),
     ),
   );
 }
