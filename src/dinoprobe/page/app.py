@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -230,8 +231,9 @@ def _add_runs(api: FastAPI, work: Workspace) -> None:
         found = _siblings(work)
         if other not in found or work.origin.run is None:
             raise ConfigurationError(f"{other[:100]!r}: no run beside this one. Reload the page.")
-        done = compare_runs(str(found[other]), str(work.origin.run))
-        return as_json(done.summary)
+        sides = (str(found[other]), str(work.origin.run))
+        command = shlex.join(["dinoprobe", "compare", *sides])
+        return as_json({**compare_runs(*sides).summary, "command": command})
 
 
 def _siblings(work: Workspace) -> dict[str, Path]:

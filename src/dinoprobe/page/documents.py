@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +44,18 @@ def info(work: Workspace) -> dict[str, Any]:
         "n_test": figures.get("n"),
         "has_novelty": work.novelty is not None,
         "notes": list(work.notes),
-        "save_command": save_command(work),
+        "commands": _commands(work),
     }
+
+
+def _commands(work: Workspace) -> dict[str, str]:
+    """What does the same as a view, in a terminal."""
+    source, encoder = work.origin.data.source, work.encoder.name
+    words = {"map": ["embed", source, "--encoder", encoder, "--export", "features.parquet"]}
+    if work.origin.run is not None:
+        run = str(work.origin.run)
+        words |= {"evaluate": ["evaluate", run], "predict": ["predict", run, "IMAGE"]}
+    return {view: shlex.join(["dinoprobe", *line]) for view, line in words.items()}
 
 
 def rows(work: Workspace) -> dict[str, Any]:
@@ -58,7 +69,7 @@ def rows(work: Workspace) -> dict[str, Any]:
 
 
 def changes_since(work: Workspace, action: int) -> dict[str, Any]:
-    """Corrections after an action, and the classes that there are with them."""
+    """Corrections after an action, the classes that there are with them, and what saves them."""
     found = work.log.since(action)
     standing = work.standing()
     return {
@@ -66,6 +77,7 @@ def changes_since(work: Workspace, action: int) -> dict[str, Any]:
         "classes": work.classes(standing),
         "changes": [_change(change) for change in found],
         "model_version": None if work.model is None else work.model.version,
+        "save_command": save_command(work),
     }
 
 

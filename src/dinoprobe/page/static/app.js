@@ -10,19 +10,26 @@ import { predict } from "./predict.js";
 import { review } from "./review.js";
 import { place } from "./router.js";
 import { runs } from "./runs.js";
-import { refit, start, state, undo } from "./state.js";
+import { listen, refit, start, state, undo } from "./state.js";
 
 /** @typedef {(main: HTMLElement) => Promise<() => void>} View */
 
-/** @type {Record<string, {title: string, show: View, command: () => string[]}>} */
+/** @type {Record<string, {title: string, show: View}>} */
 const VIEWS = {
-  review: { title: "Review", show: review, command: () => [state.info.save_command] },
-  evaluate: { title: "Evaluate", show: evaluate, command: () => (isRun() ? [`dinoprobe evaluate ${state.info.place}`] : []) },
-  map: { title: "Map", show: map, command: () => [`dinoprobe embed ${state.info.source} --encoder ${state.info.encoder} --export features.parquet`] },
-  label: { title: "Label", show: label, command: () => [state.info.save_command] },
-  predict: { title: "Predict", show: predict, command: () => (isRun() ? [`dinoprobe predict ${state.info.place} IMAGE`] : []) },
-  runs: { title: "Runs", show: runs, command: () => [] },
+  review: { title: "Review", show: review },
+  evaluate: { title: "Evaluate", show: evaluate },
+  map: { title: "Map", show: map },
+  label: { title: "Label", show: label },
+  predict: { title: "Predict", show: predict },
+  runs: { title: "Runs", show: runs },
 };
+
+/** What does the same as the view in a terminal. */
+function tellCommand() {
+  const view = shown || first();
+  const found = view === "review" || view === "label" ? state.saveCommand : state.info.commands[view];
+  commands(found ? [found] : []);
+}
 
 const isRun = () => state.info.kind === "run";
 
@@ -40,26 +47,31 @@ function offered() {
 /** @type {() => void} */
 let leave = () => undefined;
 let shown = "";
+/** One view after the other: what a slow one still writes is there before the next one begins. */
+let turn = Promise.resolve();
+
+function show() {
+  turn = turn.then(showNow);
+  return turn;
+}
 
 function first() {
   return state.source.every((each) => each === null) ? "label" : "review";
 }
 
-async function show() {
+async function showNow() {
   const asked = place().view;
-  const name = asked in VIEWS ? asked : first();
+  const name = Object.hasOwn(VIEWS, asked) ? asked : first();
   const main = byId("main");
   leave();
   leave = () => undefined;
   viewKeys([]);
   links(name);
   main.setAttribute("aria-busy", "true");
-  commands(VIEWS[name].command());
   shown = name;
+  tellCommand();
   try {
-    const end = await VIEWS[name].show(main);
-    if (shown === name) leave = end;
-    else end();
+    leave = await VIEWS[name].show(main);
   } catch (error) {
     main.replaceChildren(h("p", { class: "problem", role: "alert" }, error instanceof Error ? error.message : String(error)));
   }
@@ -95,6 +107,7 @@ async function begin() {
   document.title = `${state.info.title} – dinoprobe`;
   byId("title").replaceChildren(h("span", {}, state.info.title), h("small", {}, ` ${state.info.encoder}`));
   bar();
+  listen(tellCommand);
   window.addEventListener("hashchange", show);
   await show();
 }

@@ -41,7 +41,7 @@ export async function evaluate(main) {
 
   /** @param {{label: string, predicted: string} | null} cell */
   function pick(cell) {
-    remember({ label: cell?.label, said: cell?.predicted });
+    remember("evaluate", { label: cell?.label, said: cell?.predicted });
     draw();
     if (cell) found.scrollIntoView({ block: "nearest" });
   }
@@ -107,19 +107,21 @@ function threshold(told) {
   const step = Math.max(1, Math.floor(all.length / 200));
   const curve = all.filter((_, i) => i >= Math.min(9, all.length - 1) && (i % step === 0 || i === all.length - 1));
   const chart = h("div", {});
+  const value = h("b", {});
   const words = h("output", { for: "threshold", "aria-live": "polite" });
   const slider = h("input", { type: "range", id: "threshold", min: "0", max: "100", step: "1", value: place().query.get("from") ?? "0" });
   function move() {
     const from = Number(slider.value) / 100;
+    value.textContent = `${slider.value} %`;
     const answered = all.filter((point) => point.probability >= from);
     const now = answered.length ? answered[answered.length - 1] : null;
     chart.replaceChildren(coverage(curve, now));
     words.textContent = now ? `${percent(now.coverage)} answered, ${percent(now.accuracy)} of them right` : "none is answered";
   }
   slider.addEventListener("input", move);
-  slider.addEventListener("change", () => remember({ from: slider.value === "0" ? null : slider.value }));
+  slider.addEventListener("change", () => remember("evaluate", { from: slider.value === "0" ? null : slider.value }));
   move();
-  return h("figure", {}, h("figcaption", {}, h("h3", {}, "Answer only when sure")), h("label", { for: "threshold" }, "from a probability of ", h("span", { class: "note" }, "0 to 100 %")), slider, words, chart);
+  return h("figure", {}, h("figcaption", {}, h("h3", {}, "Answer only when sure")), h("label", { for: "threshold" }, "from a probability of ", value), slider, words, chart);
 }
 
 /** @param {any} told */

@@ -12,6 +12,9 @@ import { listen, predicted, state } from "./state.js";
 const COLOURINGS = { label: "Label", prediction: "Model", error: "Right or wrong", part: "Part" };
 const LAYOUTS = { pca: "PCA", tsne: "t-SNE" };
 
+/** @type {Record<string, [number, number]>} */
+const STEPS = { ArrowLeft: [60, 0], ArrowRight: [-60, 0], ArrowUp: [0, 60], ArrowDown: [0, -60] };
+
 /** @param {HTMLElement} main @returns {Promise<() => void>} */
 export async function map(main) {
   const canvas = h("canvas", { tabindex: "0", role: "application", "aria-label": "Map of the images. Arrows move, plus and minus zoom, Shift with a drag draws a lasso." });
@@ -167,10 +170,7 @@ export async function map(main) {
     { keys: ["+", "="], text: "Closer", run: () => cloud.zoom(1.3, ...middle()) },
     { keys: ["-"], text: "Farther", run: () => cloud.zoom(1 / 1.3, ...middle()) },
     { keys: ["h"], text: "The whole map", run: home },
-    { keys: ["ArrowLeft"], text: "Move", run: () => cloud.pan(60, 0) },
-    { keys: ["ArrowRight"], text: "Move", run: () => cloud.pan(-60, 0) },
-    { keys: ["ArrowUp"], text: "Move", run: () => cloud.pan(0, 60) },
-    { keys: ["ArrowDown"], text: "Move", run: () => cloud.pan(0, -60) },
+    { keys: Object.keys(STEPS), text: "Move", run: /** @param {string} key */ (key) => cloud.pan(...STEPS[key]) },
   ]);
   const dark = matchMedia("(prefers-color-scheme: dark)");
   dark.addEventListener("change", paint);
@@ -228,7 +228,7 @@ function choice(name, title, values, changed) {
   const asked = place().query.get(name);
   if (asked && asked in values) select.value = asked;
   select.addEventListener("change", () => {
-    remember({ [name]: select.value });
+    remember("map", { [name]: select.value });
     changed();
   });
   return { element: h("label", { for: name }, `${title} `, select), value: () => select.value };

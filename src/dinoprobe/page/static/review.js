@@ -22,7 +22,7 @@ export async function review(main) {
   main.replaceChildren(h("p", { class: "note" }, "Looking for what is doubtful …"));
   /** @type {import("./annotate.js").Item[]} */
   let items = (await get("queue")).items;
-  const annotated = annotator({ onMove: (at) => remember({ at }), empty: "Nothing of this kind was found." });
+  const annotated = annotator({ onMove: (at) => remember("review", { at }), empty: "Nothing of this kind was found." });
   const chips = h("div", { class: "chips", role: "group", "aria-label": "Kinds of findings" });
   const why = h("p", { class: "note" });
   const again = h("button", { type: "button" }, "Look again");

@@ -21,10 +21,12 @@ export function address(view, values = {}) {
   return `#${view}${text ? `?${text}` : ""}`;
 }
 
-/** Changes what the address says of this view, without an entry in the history.
+/** Changes what the address says of a view that is still the one shown, without an entry in the history.
+ * @param {string} view
  * @param {Record<string, string | number | null | undefined>} values
  */
-export function remember(values) {
-  const { view, query } = place();
-  history.replaceState(null, "", address(view, { ...Object.fromEntries(query), ...values }));
+export function remember(view, values) {
+  const now = place();
+  if (now.view && now.view !== view) return;
+  history.replaceState(null, "", address(view, { ...Object.fromEntries(now.query), ...values }));
 }

@@ -24,7 +24,7 @@ export async function runs(main) {
   main.replaceChildren(h("p", {}, h("label", { for: "other" }, "Compare "), select, ` (A) with ${state.info.title} (B)`), result);
 
   async function show() {
-    remember({ other: select.value });
+    remember("runs", { other: select.value });
     try {
       result.replaceChildren(...compared(await get("compare", { other: select.value })));
     } catch (error) {
@@ -46,6 +46,6 @@ function compared(told) {
     h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Both runs" }, h("table", { class: "numbers" }, h("thead", {}, h("tr", {}, ["", "Run", "Accuracy, 95 %", "Encoder", "Protocol"].map((name) => h("th", { scope: "col" }, name)))), h("tbody", {}, line("A", told.a), line("B", told.b)))),
     h("p", { class: "summary" }, counts.map(([name, n]) => h("span", {}, h("b", {}, n), ` ${name}`))),
     ...told.notes.map((/** @type {string} */ note) => h("p", { class: "note" }, note)),
-    h("p", {}, command(`dinoprobe compare ${told.a.run} ${told.b.run}`)),
+    h("p", {}, command(told.command)),
   ];
 }

@@ -30,6 +30,7 @@ export const state = {
   /** @type {string[]} */
   classes: [],
   version: 0,
+  saveCommand: "",
   /** @type {number | null} */
   modelVersion: null,
   /** @type {Model} */
@@ -106,6 +107,7 @@ async function syncNow() {
   const modelChanged = state.modelVersion !== null && told.model_version !== state.model.version;
   state.version = told.version;
   state.classes = told.classes;
+  state.saveCommand = told.save_command;
   state.modelVersion = told.model_version;
   if (modelChanged) await loadModel();
   else if (isNew) changed();
