@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpus"
 CLIENTS = 64
+REST_S = 4.0  # the service gives freed memory back after 2 s without an image
 FULL_BATCH = 8  # two lanes with four images each
 
 
@@ -181,8 +182,10 @@ def hostile(
     todo = [damaged(bodies, seeds) for _ in range(count)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda body: sender.post(*body), todo[: count // 5]))  # caches fill
+        time.sleep(REST_S)
         before, _ = memory_bytes(process)
         found = list(pool.map(lambda body: sender.post(*body), todo))
+    time.sleep(REST_S)
     after, most = memory_bytes(process)
     return {
         "uploads": len(found),

@@ -19,6 +19,7 @@ from tests.predictors import CLASSES, HANGS, MeanColour
 from dinoprobe.errors import ConfigurationError
 from dinoprobe.heads import Abstention, PredictionSets
 from dinoprobe.prediction import Rules
+from dinoprobe.server import batcher, memory
 from dinoprobe.server.problems import ProblemError
 from dinoprobe.server.settings import ServerSettings
 
@@ -311,6 +312,26 @@ def test_the_bytes_of_all_requests_together_are_bounded(serve: Any) -> None:
         assert waiting.result().status_code == 200
     assert (refused.status_code, refused.json()["reason"]) == (503, "too-many-bytes")
     assert served.post(padded).status_code == 200
+
+
+def test_memory_is_given_back_once_after_each_time_of_work(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+    monkeypatch.setattr(batcher, "_REST_S", 0.05)
+    monkeypatch.setattr(batcher, "give_back", lambda: given.append(1))
+    served = serve()
+    time.sleep(0.2)
+    assert given == []
+    for times in (1, 2):
+        assert served.post(RED).status_code == 200
+        wait_for(lambda: len(given) >= times)  # noqa: B023
+        time.sleep(0.2)
+        assert len(given) == times
+
+
+def test_giving_memory_back_harms_nothing() -> None:
+    memory.give_back()
 
 
 def test_a_service_that_ends_answers_what_waits(serve: Any) -> None:

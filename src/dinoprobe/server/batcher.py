@@ -22,6 +22,7 @@ import numpy as np
 from dinoprobe.errors import ImageError
 from dinoprobe.server.decoders import Decoders, Work
 from dinoprobe.server.jobs import Job, Row
+from dinoprobe.server.memory import give_back
 from dinoprobe.server.problems import ProblemError, overloaded
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("dinoprobe.server")
 _BATCHES_PENDING = 3
 _JOIN_S = 5.0
+_REST_S = 2.0  # without an image, until freed memory is given back
 # A GIF of one pixel.
 _BLANK = bytes.fromhex("47494638396101000100800000000000ffffff2c00000000010001000002024401003b")
 
@@ -62,7 +64,7 @@ class Batcher:
         self._ready: deque[Job] = deque()
         self._change = Condition()
         self._pending = self._busy = 0
-        self._alone = self._closed = False
+        self._alone = self._closed = self._kept_memory = False
         self._seconds_an_image = 0.0
         self._threads: list[Thread] = []
         start = predictor.one_core()
@@ -174,11 +176,17 @@ class Batcher:
         """The next image that somebody waits for; None at the end."""
         while True:
             with self._change:
-                self._change.wait_for(lambda: self._undecoded or self._closed)
+                patience_s = _REST_S if self._kept_memory else None
+                came = self._change.wait_for(
+                    lambda: bool(self._undecoded) or self._closed, patience_s
+                )
                 if self._closed:
                     return None
-                job = self._undecoded.popleft()
-            if not self._is_given_up(job):
+                job = self._undecoded.popleft() if came else None
+                rests, self._kept_memory = self._kept_memory and not came, came
+            if rests:
+                give_back()
+            if job is not None and not self._is_given_up(job):
                 return job
 
     def _decoded(self, job: Job) -> Any:
