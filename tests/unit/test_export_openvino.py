@@ -42,7 +42,7 @@ def test_it_answers_as_the_classifier(saved: Path, tmp_path: Path) -> None:
     done = export(saved, "openvino", out=str(tmp_path / "e"))
     assert done.path == tmp_path / "e" / "model.xml"
     names = {path.name for path in done.folder.iterdir()}
-    assert names == {"model.xml", "model.bin", "gate.json", "NOTICE.txt"}
+    assert names == {"model.xml", "model.bin", "gate.json", "NOTICE.txt", "README.md"}
     assert {way["way"] for way in done.report["ways"]} == {
         "images resized by prepare",
         "images resized by prepare_plain",
