@@ -16,6 +16,7 @@ from tests.served import Process
 from typer.testing import CliRunner
 
 from dinoprobe.cli.app import app
+from dinoprobe.store import FeatureStore
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -109,6 +110,33 @@ def test_the_python_lines_work(place: Path, monkeypatch: pytest.MonkeyPatch) -> 
     scope: dict[str, object] = {}
     exec(code.replace("vits16", "builtin"), scope)
     assert scope["head"].classes_.tolist() == ["cat", "dog"]  # type: ignore[attr-defined]
+
+
+def test_the_lines_on_more_rows_than_memory_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 40, 3000)
+    X = 3 * rng.normal(size=(40, 16))[codes] + rng.normal(size=(3000, 16))
+    hashes = [f"{row:064x}" for row in range(3000)]
+    scope: dict[str, object] = {
+        "fingerprint": "ab" * 16,
+        "label_of": dict(zip(hashes, [f"class {code % 4}" for code in codes], strict=True)),
+    }
+    FeatureStore("features").append("ab" * 16, hashes, X.astype(np.float32), parts=("cls",))
+    document = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", document, flags=re.DOTALL)
+    assert len(blocks) == 2
+    for code in blocks:
+        exec(code, scope)
+    truth = np.array([f"class {code % 4}" for code in codes])
+    for name in ("lda", "ridge", "logistic", "linear"):
+        assert (scope[name].predict(X) == truth).mean() > 0.6, name  # type: ignore[attr-defined]
+    index = scope["index"]
+    labels = np.array(index.classes)[index.predict_proba(X).argmax(axis=1)]  # type: ignore[attr-defined]
+    assert (labels == truth).mean() > 0.9
+    assert {path.name for path in tmp_path.iterdir()} == {"features", "index"}
 
 
 def test_every_file_that_the_documents_link_to_exists() -> None:
