@@ -111,4 +111,4 @@ def test_a_trial_and_the_accuracy_are_told() -> None:
     figures = found.figures["labels"]
     assert figures["accuracy"] == pytest.approx(118 / 120)
     assert figures["trial"] == {"planted": 6, "found": 6, "looked_at": 10}
-    assert 0 <= figures["expected_right"] < 1
+    assert figures["interval"][0] < 118 / 120 < figures["interval"][1]

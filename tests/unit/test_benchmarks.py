@@ -184,3 +184,16 @@ def test_what_the_parent_of_several_processes_takes_is_timed(
     rounds = [{"seconds": 1.0}, {"seconds": 3.0}, {"seconds": 2.0}]
     assert devices.medians(rounds)["seconds"] == 2
     assert devices.ratios(rounds, rounds[::-1])["seconds"] == 1
+
+
+def test_the_data_check_is_timed_and_finds_what_is_planted(
+    script: Callable[[str], ModuleType],
+) -> None:
+    bench = script("check")
+    found = bench.measure(bench.planted(1_000, 128, 5))
+    assert found["planted"] == {"label": 20, "copy": 10, "outlier": 2}
+    assert found["found"]["copy"] >= 9
+    assert found["found"]["label"] >= 18
+    assert found["seconds"] > 0
+    assert found["cpu_seconds"] > 0
+    assert json.dumps(found)

@@ -4,7 +4,7 @@ A label is doubtful where another class passes its own threshold, the mean proba
 among the images that bear it (Northcutt, Jiang, Chuang 2021, "Confident Learning", eq. 1 and 2), or
 beats it by `MINIMUM_MARGIN`. They are ranked by the probability of the label itself. On hand signs,
 rendered digits and clothes with 5 % flipped labels LDA put more of these into the first 8 % of the
-list than logistic regression (93, 100, 50 against 89, 99, 47 %) at a seventh of its time; ranked by
+list than logistic regression (93, 100, 50 against 89, 99, 47 %) at a sixth of its time; ranked by
 the margin in place of the probability it was 89, 100 and 42 % (docs/log.md).
 """
 
@@ -93,16 +93,17 @@ def label_findings(labelled: Features, judged: OutOfFold) -> list[Finding]:
 def label_figures(
     labelled: Features, judged: OutOfFold, head: ProbeBase, folds: Codes, seed: int
 ) -> dict[str, Any]:
-    """How well labels can be judged here, and how many of those listed are expected to be right."""
+    """How well labels can be judged here, and how many wrong ones such a list would hold first.
+
+    How many of those listed are wrong can not be told from probabilities: where classes overlap, a
+    right label may have a small one.
+    """
     right = int((judged.probabilities.argmax(axis=1) == judged.codes).sum())
-    places = doubtful(judged).places
-    own = judged.probabilities[_each(judged), judged.codes]
     return {
         "head": "lda",
         "n": len(judged),
         "accuracy": right / len(judged),
         "interval": list(wilson(right, len(judged))),
-        "expected_right": float(own[places].sum()),
         "trial": _trial(labelled, head, folds, seed),
     }
 

@@ -155,8 +155,8 @@ def _trust(found: Check) -> list[str]:
         low, high = (100 * bound for bound in labels["interval"])
         said.append(
             f"Labels were judged by heads that are right on {100 * labels['accuracy']:.1f} % "
-            f"(95 % interval {low:.1f} to {high:.1f}) of images they had not seen. Of those listed "
-            f"about {labels['expected_right']:.0f} are expected to be right all the same."
+            f"(95 % interval {low:.1f} to {high:.1f}) of images they had not seen; "
+            "where they are wrong, so are their doubts."
         )
         if trial := labels["trial"]:
             said.append(
