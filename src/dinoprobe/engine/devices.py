@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dinoprobe.engine.crew import Crew
 from dinoprobe.engine.embedding import embed_by
 from dinoprobe.engine.ledger import Flush
 from dinoprobe.errors import ConfigurationError
@@ -44,6 +43,8 @@ def embed_on_devices(
     failure of the kind `killed`. Raises what `embed` and `open_encoder` do, and EncoderError where
     processes die without a result.
     """
+    from dinoprobe.engine.crew import Crew  # multiprocessing is not for every import of the engine
+
     with Crew(job, devices, say) as crew:
         facts = crew.open()
         done = embed_by(crew, dataset, facts, store=store, progress=progress, flush=flush)
