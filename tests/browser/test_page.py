@@ -230,6 +230,20 @@ def test_a_picture_is_dropped_and_pasted(run: Path, process: Process, visit: Any
         playwright_api.expect(first).to_contain_text(label)
 
 
+def test_the_camera_takes_a_picture(run: Path, process: Process, visit: Any) -> None:
+    page = visit(process).page("predict")
+    page.keyboard.press("c")
+    page.wait_for_selector("video")
+    ready = "document.querySelector('video').videoWidth > 0"
+    while not page.evaluate(ready):
+        page.wait_for_timeout(50)
+    page.keyboard.press(" ")
+    bars = page.get_by_role("list", name="Most probable labels").get_by_role("listitem")
+    playwright_api.expect(bars).to_have_count(3)
+    page.keyboard.press("c")
+    playwright_api.expect(page.locator("video")).to_have_count(0)
+
+
 def test_what_is_no_picture_is_told(run: Path, process: Process, visit: Any) -> None:
     visitor = visit(process)
     page = visitor.page("predict")

@@ -78,6 +78,7 @@ class Workspace:
 
     rows: dict[str, int] = field(init=False)
     log: CorrectionLog = field(init=False)
+    _standing: Standing | None = field(init=False, default=None)
 
     def _base(self, key: str) -> State:
         row = self.rows.get(key)
@@ -92,8 +93,13 @@ class Workspace:
         return found
 
     def standing(self) -> Standing:
-        """Labels and drops as they are now."""
+        """Labels and drops as they are now; the arrays are shared, and not to be changed."""
         version = self.log.version
+        if self._standing is None or self._standing.version != version:
+            self._standing = self._stand(version)
+        return self._standing
+
+    def _stand(self, version: int) -> Standing:
         labels = self.features.y.copy()
         dropped = np.zeros(len(labels), dtype=bool)
         for key in {change.key for change in self.log.refresh()}:
