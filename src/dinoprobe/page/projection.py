@@ -77,7 +77,7 @@ def tsne(X: npt.NDArray[np.float32], seed: int) -> Points:
     chosen = np.arange(len(X))
     if len(X) > TSNE_ROWS:
         chosen = np.sort(np.random.default_rng(seed).choice(len(X), TSNE_ROWS, replace=False))
-    # On one thread: the page answers meanwhile, and on busy cores two took eight times as long.
+    # On one thread: the page answers meanwhile, and on busy cores two took twelve times as long.
     perplexity = min(30.0, (len(chosen) - 1) / 3)
     with threadpool_limits(1, user_api="openmp"):
         layout = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(
