@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from tests.checkpoints import save_vit
+from tests.labelled_run import png as coloured
+from tests.labelled_run import write_run
 from tests.served import Process, png
 from typer.testing import CliRunner
 
@@ -88,6 +90,29 @@ def test_it_answers_as_the_classifier_without_torch(tmp_path: Path, arithmetic: 
     assert {row["abstained"] for row in found} == {p.abstained for p in expected}
     assert {len(row["labels"]) for row in found} == {len(p.labels or ()) for p in expected}
     assert len(embedded["features"]) == classifier.encoder.dimension
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_smaller_files_are_served_without_torch(tmp_path: Path, precision: str) -> None:
+    run = write_run(tmp_path)
+    path = export(run, "onnx", precision=precision, out=str(tmp_path / "onnx")).path
+    images = [coloured(red, 5000 + red) for red in (0, 10, 140, 150)]
+    expected = ImageClassifier.load(run / "classifier", device="cpu").predict(images)
+    server = Process("-c", WITHOUT, "serve", str(path), "--port", "0", "--json")
+    try:
+        found = [json.loads(server.post(image).content)["predictions"][0] for image in images]
+        about = json.loads(server.request("GET", "/info").content)
+        server.end()
+    finally:
+        server.close()
+    assert [row["top"][0]["label"] for row in found] == [p.top[0].label for p in expected]
+    _agree([row["probability"] for row in found], [p.probability for p in expected])
+    assert about["precision"] == {"fp16": "float16", "int8": "int8"}[precision]
+
+
+def test_int8_answers_do_not_depend_on_what_comes_with_an_image(tmp_path: Path) -> None:
+    path = export(write_run(tmp_path), "onnx", precision="int8", out=str(tmp_path / "onnx")).path
+    assert OnnxPredictor(path).batch_size == 1
 
 
 def _agree(found: Sequence[float], expected: Sequence[float | None]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dinoprobe.errors import MismatchError
-from dinoprobe.export.gate import Answers, compare, require, tolerance_for
+from dinoprobe.export.gate import Answers, compare, require, tolerance_for, widened
 
 EXPECTED = np.array([[0.7, 0.2, 0.1], [0.1, 0.45, 0.45], [0.2, 0.2, 0.6]])
 KEYS = ("a.jpg", "b.jpg", "c.jpg")
@@ -20,6 +20,7 @@ def test_the_same_answers_pass() -> None:
         "max_probability_difference": 0.0,
         "top1_agreement": 1.0,
         "tolerance": 1e-4,
+        "accuracy": None,
         "passes": True,
     }
     require("onnx", [found], 3)
@@ -55,3 +56,13 @@ def test_what_is_no_number_is_refused() -> None:
 def test_a_classifier_in_half_precision_may_be_farther_off() -> None:
     assert tolerance_for("float32", same_input=True) < tolerance_for("float32", same_input=False)
     assert tolerance_for("bfloat16", same_input=True) > tolerance_for("float32", same_input=False)
+
+
+def test_float16_weights_may_be_farther_off() -> None:
+    ways = {"near": Answers(EXPECTED, 1e-4), "far": Answers(EXPECTED, 0.5)}
+    allowed = {way: found.tolerance for way, found in widened(ways, "float16").items()}
+    assert allowed == {"near": tolerance_for("bfloat16", same_input=True), "far": 0.5}
+    assert {way: found.tolerance for way, found in widened(ways, "float32").items()} == {
+        "near": 1e-4,
+        "far": 0.5,
+    }

@@ -187,12 +187,19 @@ def _gate(report: dict[str, Any]) -> str:
 
 def _ways(ways: Sequence[Mapping[str, Any]]) -> str:
     rows = [
-        f"| {way['way']} | {way['max_probability_difference']:.1g} | {way['tolerance']:g} | "
+        f"| {way['way']} | {way['max_probability_difference']:.1g} | {_allowed(way)} | "
         f"{wording.percent(way['top1_agreement'])} |"
         for way in ways
     ]
     head = "| given as | largest difference | allowed | same best label |\n|---|---:|---:|---:|"
     return "\n".join([head, *rows])
+
+
+def _allowed(way: Mapping[str, Any]) -> str:
+    """int8 is judged by its accuracy, whatever the difference."""
+    if way["tolerance"] is not None:
+        return f"{way['tolerance']:g}"
+    return f"any, for accuracy decides: {wording.percent(way['accuracy'])}"
 
 
 def _about(to: str) -> str:

@@ -39,13 +39,14 @@ def require_linear(classifier: ImageClassifier) -> None:
     found = type(classifier.head).__name__
     msg = (
         f"the head is a {found}, which needs its training rows or all patch tokens; only heads of "
-        "one linear layer are exported. Train with --head logistic, lda, ridge or prototype."
+        "one linear layer are exported. Train with --head logistic, lda, ridge or prototype, or "
+        "serve the run itself: dinoprobe serve RUN."
     )
     raise ConfigurationError(msg)
 
 
-def describe(classifier: ImageClassifier) -> dict[str, Any]:
-    """The document, as JSON values."""
+def describe(classifier: ImageClassifier, precision: str = "float32") -> dict[str, Any]:
+    """The document of an export in `precision`, as JSON values."""
     encoder, head = classifier.encoder, classifier.head
     thresholds = head.thresholds_.tolist() if isinstance(head, MultiLabelProbe) else None
     return {
@@ -58,7 +59,7 @@ def describe(classifier: ImageClassifier) -> dict[str, Any]:
         "preprocessing": encoder.preprocessing.to_dict(),
         "pooling": encoder.pooling,
         "dimension": encoder.dimension,
-        "precision": "float32",
+        "precision": precision,
         "trained_in": encoder.precision,
         "fingerprint": encoder.fingerprint,
         "encoder": {

@@ -1,4 +1,7 @@
-"""`export`: load a classifier, write it in another form, and keep that only if it agrees."""
+"""`export`: load a classifier, write it in another form, and keep that only if it agrees.
+
+In int8 it is kept if it is as accurate.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +14,19 @@ from dinoprobe.classifier import ImageClassifier, classifier_folder
 from dinoprobe.encoder import EncoderPlace
 from dinoprobe.export.card import model_card
 from dinoprobe.export.document import demands, describe, require_linear, write_licence
-from dinoprobe.export.gate import compare, require
-from dinoprobe.export.pictures import pictures
+from dinoprobe.export.judging import gate_of
 from dinoprobe.export.push import check, push
-from dinoprobe.export.targets import target_named
+from dinoprobe.export.targets import EXACT, TYPES, target_named
 from dinoprobe.files import write_atomic, write_json
 from dinoprobe.run import check_out, new_export, run_of
 from dinoprobe.versions import versions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
     from dinoprobe.encoder.hub import Transfer
-    from dinoprobe.export.gate import Comparison
-    from dinoprobe.export.pictures import Pictures
     from dinoprobe.export.push import Destination
-    from dinoprobe.export.targets import Target
 
 SCHEMA = "dinoprobe.export/1"
 GATE_FILE, CARD_FILE = "gate.json", "README.md"
@@ -56,6 +55,7 @@ def export(
     run: str | Path,
     to: str,
     *,
+    precision: str = EXACT,
     out: str | None = None,
     encoder: str | None = None,
     push_to: Destination | None = None,
@@ -64,15 +64,17 @@ def export(
 ) -> Exported:
     """Write the classifier of `run` for another program, and its gate.json beside it.
 
-    `to` is one of `TARGETS`. With `push_to` the finished folder goes to the hub, too. Raises
-    MismatchError where the file does not answer as the classifier does: nothing is written then.
-    Raises ConfigurationError for a head that is not one linear layer, MissingExtraError, and what
-    `push` and `ImageClassifier.load` raise.
+    `to` is one of `TARGETS`, `precision` one of its own: exact (float32), fp16 or int8. With
+    `push_to` the finished folder goes to the hub, too. Raises MismatchError where the file does not
+    answer as the classifier does, or in int8 is less accurate: nothing is written then. Raises
+    ConfigurationError for a head that is not one linear layer, and for int8 without labelled
+    images, MissingExtraError, and what `push` and `ImageClassifier.load` raise.
     """
     start = time.perf_counter()
     repository = None if push_to is None else push_to.repository
     check_out(out)
     target = target_named(to)
+    target.require_precision(precision)
     if push_to is not None:
         check(push_to, target.name)
     folder = classifier_folder(run).resolve()
@@ -80,11 +82,21 @@ def export(
     place = EncoderPlace(encoder, device="cpu")
     classifier = ImageClassifier.load_at(folder, place, say=say, transfer=transfer)
     require_linear(classifier)
-    shown = pictures(classifier, home if home != folder else None)
-    with new_export(out, home, folder, target.name) as staged:
-        document = describe(classifier)
+    gate = gate_of(target, classifier, home if home != folder else None, precision)
+    name = target.name if precision == EXACT else f"{target.name}-{precision}"
+    with new_export(out, home, folder, name) as staged:
+        document = describe(classifier, TYPES[precision])
         written = target.write(classifier, document, staged.folder)
-        report = _judged(target, written, classifier, shown)
+        if precision != EXACT:
+            target.reduced[precision](written, classifier, gate.calibration())
+        report = {
+            "to": target.name,
+            "precision": TYPES[precision],
+            **gate.judged(target.opened(written)),
+            "fingerprint": classifier.encoder.fingerprint,
+            "trained_in": classifier.encoder.precision,
+            "versions": versions(),
+        }
         card = model_card(classifier, document, report, repository)
         write_atomic(staged.folder / CARD_FILE, card)
         size = sum(path.stat().st_size for path in staged.folder.rglob("*") if path.is_file())
@@ -98,32 +110,6 @@ def export(
     say(f"Uploading {size / 1e6:,.1f} MB to {push_to.repository}")
     if target.has_weights and document["licence"]["name"] == "dinov3-license":
         say(demands(staged.path))
-    message = f"Image classifier as {target.name}, by dinoprobe {__version__}"
+    message = f"Image classifier as {name}, by dinoprobe {__version__}"
     pushed_to = push(staged.path, push_to, message)
     return Exported(path, staged.path, report, pushed_to)
-
-
-def _judged(
-    target: Target, written: Path, classifier: ImageClassifier, shown: Pictures
-) -> dict[str, Any]:
-    """The report of the gate. Raises MismatchError where it does not let the file through."""
-    expected = classifier.predict_features(shown.features(classifier.encoder))
-    decisive = compare(shown.keys, expected, target.answers(written, classifier, shown))
-    require(target.name, decisive, len(shown))
-    told = target.told(written, shown) if target.told else {}
-    return {
-        "to": target.name,
-        "images": len(shown),
-        "images_are": shown.described,
-        "max_probability_difference": max(c.max_probability_difference for c in decisive),
-        "top1_agreement": min(c.top1_agreement for c in decisive),
-        "ways": _by_way(decisive),
-        "reported_only": _by_way(compare(shown.keys, expected, told)),
-        "fingerprint": classifier.encoder.fingerprint,
-        "trained_in": classifier.encoder.precision,
-        "versions": versions(),
-    }
-
-
-def _by_way(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
-    return [found.to_dict() for found in comparisons]

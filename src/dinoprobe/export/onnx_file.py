@@ -1,8 +1,8 @@
 """One ONNX file from RGB pixels of any size to calibrated probabilities.
 
 Resize, normalisation, encoder, head, temperature and the measure of novelty are inside. The graph
-is float32 with a free batch size. `Runner` is all that a program needs of ONNX Runtime: it imports
-neither torch nor transformers.
+is float32 with a free batch size; `onnx_reduced` makes smaller ones of it. `Runner` is all that a
+program needs of ONNX Runtime: it imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from dinoprobe.errors import ConfigurationError, FormatError, MissingExtraError
-from dinoprobe.files import write_atomic
+from dinoprobe.errors import FormatError, MissingExtraError
 
 if TYPE_CHECKING:
     import os
@@ -29,25 +28,27 @@ KEY = "dinoprobe"
 """Of the one entry in the file's metadata: a JSON document."""
 INPUT = "images"
 _BETWEEN = "prepared"
-_MAX_BYTES = 1_900_000_000  # a file of this format ends at 2 GiB
 
 
 def write(classifier: ImageClassifier, document: dict[str, Any], folder: Path) -> Path:
-    """The file in `folder`, with `document` in its metadata.
+    """The file in `folder`, with `document` in its metadata; weights beyond what one file holds
+    lie beside it.
 
-    Raises MissingExtraError without onnx, and ConfigurationError for a model that is too large.
+    Raises MissingExtraError without onnx.
     """
     if find_spec("onnx") is None or find_spec("onnxruntime") is None:
         raise MissingExtraError("ONNX", "onnx")
     import onnx
 
     from dinoprobe.export.onnx_prepare import prepare_model
+    from dinoprobe.export.onnx_weights import save
 
-    whole = _joined(prepare_model(classifier.encoder.preprocessing), _traced(classifier))
+    traced = _traced(classifier)
+    whole = _joined(prepare_model(classifier.encoder.preprocessing), traced)
     onnx.helper.set_model_props(whole, {KEY: json.dumps(document)})
-    onnx.checker.check_model(whole, full_check=True)
     path = folder / FILE
-    write_atomic(path, whole.SerializeToString())
+    save(whole, path)
+    onnx.checker.check_model(str(path), full_check=True)
     return path
 
 
@@ -61,13 +62,6 @@ def _traced(classifier: ImageClassifier) -> Any:
     from dinoprobe.export.onnx_prepare import IR_VERSION, OPSET
 
     network = Network(classifier).eval()
-    size = sum(t.nbytes for t in (*network.parameters(), *network.buffers()))
-    if size > _MAX_BYTES:
-        msg = (
-            f"the model has {size / 1e9:.1f} GB in float32, and an ONNX file holds at most "
-            f"{_MAX_BYTES / 1e9:.1f}. Export with --to head, or take a smaller encoder."
-        )
-        raise ConfigurationError(msg)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / FILE
         images = example(classifier.encoder.preprocessing)
@@ -78,35 +72,43 @@ def _traced(classifier: ImageClassifier) -> Any:
 
 
 def _joined(first: Any, second: Any) -> Any:
-    """`second` behind `first`, by the name between them; names of the first get a prefix."""
+    """`second`, with `first` before it, by the name between them; names of the first get a prefix.
+
+    onnx.compose.merge_models would copy all weights, and ends at 2 GiB.
+    """
     import onnx
 
     first = onnx.compose.add_prefix(
         first, "prepare/", rename_inputs=False, rename_outputs=False, rename_edges=True
     )
-    whole = onnx.compose.merge_models(
-        first, second, io_map=[(_BETWEEN, _BETWEEN)], producer_name="dinoprobe"
-    )
-    del whole.opset_import[1:]  # it lists the one opset of both twice
-    return whole
+    nodes = [*first.graph.node, *second.graph.node]
+    del second.graph.node[:], second.graph.input[:]
+    second.graph.node.extend(nodes)
+    second.graph.input.extend(first.graph.input)
+    second.producer_name = "dinoprobe"
+    return second
 
 
 @final
 class Runner:
-    """An exported file on the CPU. Without `threads` ONNX Runtime takes all cores for one call.
+    """An exported file on all cores of the CPU.
+
+    With `is_shared` its threads sleep where they wait, and do not spin: for calls from several
+    threads at once.
 
     `document` is what the export says of itself: classes, preprocessing, thresholds. Raises
     FormatError for a file that no export wrote, MissingExtraError without ONNX Runtime.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, threads: int = 0) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, is_shared: bool = False) -> None:
         try:
             import onnxruntime
         except ImportError as error:
             raise MissingExtraError("ONNX", "onnx") from error
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = threads
+        if is_shared:
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session: Any = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 MIN_IMAGES = 64
 MAX_IMAGES = 256
 _BATCH = 16
+_PIECE = 64
 _SEED = 0
 
 
@@ -86,7 +87,8 @@ def pictures(classifier: ImageClassifier, run: Path | None) -> Pictures:
     More than 256 test images are not shown: evenly spaced ones are.
     """
     preprocessing = classifier.encoder.preprocessing
-    found = list(_usable(_test_samples(run), preprocessing)) if run is not None else []
+    tested = spaced(samples_of(run, "test"), MAX_IMAGES) if run is not None else []
+    found = list(_usable(tested, preprocessing))
     rendered = [] if len(found) >= MIN_IMAGES else _rendered(MIN_IMAGES - len(found))
     return Pictures(
         keys=(*(key for key, _, _ in found), *(f"rendered-{i}" for i in range(len(rendered)))),
@@ -97,19 +99,31 @@ def pictures(classifier: ImageClassifier, run: Path | None) -> Pictures:
     )
 
 
-def _test_samples(run: Path) -> list[Sample]:
-    """The samples of the test part that can be found; none where the images have gone."""
+def pieces(samples: Iterable[Sample], preprocessing: Preprocessing) -> Iterator[Pictures]:
+    """All of them that can be used, 64 at a time."""
+    usable = _usable(samples, preprocessing)
+    while piece := list(islice(usable, _PIECE)):
+        keys, contents, labels = zip(*piece, strict=True)
+        yield Pictures(keys, contents, labels, len(piece), preprocessing)
+
+
+def samples_of(run: Path, part: str) -> list[Sample]:
+    """The samples of a part of the run, with the run's labels; none where the images have gone."""
     from dinoprobe.run import known_rows, own_data
 
     try:
-        tested = {key for key, row in known_rows(run).items() if row.split == "test"}
-        samples = [sample for sample in own_data(run).open().samples if sample.key in tested]
+        rows = {key: row for key, row in known_rows(run).items() if row.split == part}
+        found = [sample for sample in own_data(run).open().samples if sample.key in rows]
     except (DinoprobeError, OSError):
         return []
-    if len(samples) <= MAX_IMAGES:
+    return [sample._replace(label=rows[sample.key].label) for sample in found]
+
+
+def spaced(samples: list[Sample], count: int) -> list[Sample]:
+    """At most `count` of them, evenly spaced."""
+    if len(samples) <= count:
         return samples
-    spaced = np.linspace(0, len(samples) - 1, MAX_IMAGES).astype(int)
-    return [samples[i] for i in spaced]
+    return [samples[i] for i in np.linspace(0, len(samples) - 1, count).astype(int)]
 
 
 def _usable(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from dinoprobe.errors import ConfigurationError
 from dinoprobe.export import (
     head_file,
     onnx_file,
+    onnx_reduced,
     openvino_ir,
     timm_folder,
     transformers_folder,
@@ -36,18 +37,40 @@ BY_PIPELINE = "images resized by transformers' processor"
 DECODED_WHOLE = "JPEGs decoded at full size, resized in the graph"
 
 
+EXACT, HALF, INT8 = "exact", "fp16", "int8"
+TYPES = {EXACT: "float32", HALF: "float16", INT8: "int8"}
+"""What a file holds the encoder's weights in, by the name of the precision."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
-    """`write` puts the files into a folder and returns the one to load; `answers` asks it.
+    """`write` puts the files into a folder and returns the one to load, in float32; `reduced` makes
+    them smaller in place, by the name of a precision.
 
-    `told` are ways of asking that are only reported, and do not decide.
+    `opened` is what `answers` asks. `told` are ways of asking that are only reported, and do not
+    decide. `calibrated` are precisions that want training images.
     """
 
     name: str
     write: Callable[[ImageClassifier, dict[str, Any], Path], Path]
-    answers: Callable[[Path, ImageClassifier, Pictures], Mapping[str, Answers]]
-    told: Callable[[Path, Pictures], Mapping[str, Answers]] | None = None
+    opened: Callable[[Path], Any]
+    answers: Callable[[Any, ImageClassifier, Pictures], Mapping[str, Answers]]
+    told: Callable[[Any, Pictures], Mapping[str, Answers]] | None = None
     has_weights: bool = True
+    reduced: Mapping[str, Callable[[Path, ImageClassifier, npt.NDArray[Any]], None]] = field(
+        default_factory=dict
+    )
+    calibrated: frozenset[str] = frozenset()
+
+    def require_precision(self, precision: str) -> None:
+        """Raise ConfigurationError for one that the target has not."""
+        names = (EXACT, *self.reduced)
+        if precision not in names:
+            msg = (
+                f"--precision {precision}: --to {self.name} has {', '.join(names)} ({EXACT} is "
+                "float32). Choose one of these."
+            )
+            raise ConfigurationError(msg)
 
 
 def target_named(name: str) -> Target:
@@ -60,9 +83,8 @@ def target_named(name: str) -> Target:
 
 
 def _onnx_answers(
-    path: Path, classifier: ImageClassifier, shown: Pictures
+    runner: onnx_file.Runner, classifier: ImageClassifier, shown: Pictures
 ) -> Mapping[str, Answers]:
-    runner = onnx_file.Runner(path)
     other = tolerance_for(classifier.encoder.precision, same_input=False)
     ways = {RESIZED_INSIDE: Answers(_each(runner, shown.decoded()), other)}
     if shown.preprocessing.arithmetic == "uint8":
@@ -87,8 +109,7 @@ def _prepared_answers(
     }
 
 
-def _onnx_told(path: Path, shown: Pictures) -> Mapping[str, Answers]:
-    runner = onnx_file.Runner(path)
+def _onnx_told(runner: onnx_file.Runner, shown: Pictures) -> Mapping[str, Answers]:
     found = _each(runner, shown.decoded(whole=True))
     return {DECODED_WHOLE: Answers(found, tolerance_for("float32", same_input=False))}
 
@@ -109,9 +130,10 @@ def _head_answers(
 
 
 def _openvino_answers(
-    path: Path, classifier: ImageClassifier, shown: Pictures
+    run: Callable[[npt.NDArray[Any]], dict[str, npt.NDArray[Any]]],
+    classifier: ImageClassifier,
+    shown: Pictures,
 ) -> Mapping[str, Answers]:
-    run = openvino_ir.opened(path)
     return _prepared_answers(lambda images: run(images)["probabilities"], classifier, shown)
 
 
@@ -139,10 +161,49 @@ def _timm_answers(
     }
 
 
+def _onnx_half(path: Path, _: ImageClassifier, __: npt.NDArray[Any]) -> None:
+    onnx_reduced.to_float16(path)
+
+
+def _onnx_int8(path: Path, _: ImageClassifier, __: npt.NDArray[Any]) -> None:
+    onnx_reduced.to_int8(path)
+
+
+def _openvino_half(path: Path, _: ImageClassifier, __: npt.NDArray[Any]) -> None:
+    openvino_ir.to_float16(path)
+
+
+def _openvino_int8(path: Path, classifier: ImageClassifier, images: npt.NDArray[Any]) -> None:
+    is_convnext = classifier.encoder.model_type == "dinov3_convnext"
+    openvino_ir.to_int8(path, images, is_convnext=is_convnext)
+
+
+def _openvino_opened(path: Path) -> Any:
+    return openvino_ir.opened(path)
+
+
+def _itself(path: Path) -> Path:
+    return path
+
+
 TARGETS = (
-    Target("onnx", onnx_file.write, _onnx_answers, _onnx_told),
-    Target("head", head_file.write, _head_answers, has_weights=False),
-    Target("transformers", transformers_folder.write, _transformers_answers),
-    Target("timm", timm_folder.write, _timm_answers),
-    Target("openvino", openvino_ir.write, _openvino_answers),
+    Target(
+        "onnx",
+        onnx_file.write,
+        onnx_file.Runner,
+        _onnx_answers,
+        _onnx_told,
+        reduced={HALF: _onnx_half, INT8: _onnx_int8},
+    ),
+    Target("head", head_file.write, _itself, _head_answers, has_weights=False),
+    Target("transformers", transformers_folder.write, _itself, _transformers_answers),
+    Target("timm", timm_folder.write, _itself, _timm_answers),
+    Target(
+        "openvino",
+        openvino_ir.write,
+        _openvino_opened,
+        _openvino_answers,
+        reduced={HALF: _openvino_half, INT8: _openvino_int8},
+        calibrated=frozenset({INT8}),
+    ),
 )

@@ -1,7 +1,9 @@
 """An exported ONNX file behind the service: neither torch nor transformers nor scikit-learn.
 
-Two sessions hold the weights twice: one thread a call for the lanes, and all cores for a call that
-is alone.
+One session over all cores serves calls from several threads and one that is alone: a second one of
+one thread a call would hold the weights twice, for ONNX Runtime lays them out for its products in
+each (ViT-S: 225 MB for 360, at the same throughput of two cores). Its threads must not spin where
+they wait: with spinning, two calls at once took a third longer.
 """
 
 from __future__ import annotations
@@ -36,10 +38,11 @@ class OnnxPredictor:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         from dinoprobe.export import Runner
 
-        self.lanes, self.batch_size = usable_cores(), _BATCH
-        self._together = Runner(path, threads=1)
-        self._alone = Runner(path) if self.lanes > 1 else self._together
-        self._document = self._together.document
+        self._run = Runner(path, is_shared=True)
+        self._document = self._run.document
+        # in int8 the images of a call share the ranges of their activations
+        self.batch_size = 1 if self._document.get("precision") == "int8" else _BATCH
+        self.lanes = usable_cores()
         try:
             self.rules = _rules(self._document)
             self._preprocessing = Preprocessing.from_dict(self._document["preprocessing"])
@@ -59,11 +62,11 @@ class OnnxPredictor:
 
     def predict(self, images: Sequence[Any], *, alone: bool) -> Outputs:
         """Outputs for images of `preprocess`: of one size in one call, else one by one."""
-        run = self._alone if alone else self._together
+        del alone
         if len({image.shape for image in images}) == 1:
-            found = run(np.stack(images))
+            found = self._run(np.stack(images))
         else:
-            each = [run(image[None]) for image in images]
+            each = [self._run(image[None]) for image in images]
             found = {name: np.concatenate([one[name] for one in each]) for name in each[0]}
         novelty = found.get("novelty")
         return Outputs(

@@ -19,8 +19,10 @@ from dinoprobe.errors import MissingExtraError
 from dinoprobe.files import sha256_file, user_cache
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+    import numpy.typing as npt
     import torch
 
     from dinoprobe.encoder.backends.graphs import Plan
@@ -45,25 +47,40 @@ def quantize(plan: Plan, images: torch.Tensor, folder: Path) -> None:
     """Write the quantised graph into `folder`, its ranges taken from `images`
     `(n, 3, height, width)` as `prepare` gives them.
     """
-    openvino = load()
-    with without_telemetry():
-        import nncf
-    nncf.set_log_level(logging.ERROR)
     source = stored(plan, made_by(Choice("openvino", "float32")), write)
     graph = core().read_model(source / FILE)
     samples = images.contiguous().numpy()
+    quantised = quantized(graph, samples, is_convnext=plan.model_type == "dinov3_convnext")
+    load().save_model(quantised, folder / FILE, compress_to_fp16=False)
+
+
+def quantized(
+    graph: Any,
+    images: npt.NDArray[Any],
+    *,
+    is_convnext: bool,
+    left: Sequence[str] = (),
+) -> Any:
+    """OpenVINO's graph in int8, its ranges taken from `images` `(n, 3, height, width)`; operations
+    whose names match a pattern of `left` stay as they are.
+    """
+    load()
+    with without_telemetry():
+        import nncf
+    nncf.set_log_level(logging.ERROR)
     options: dict[str, Any] = {}
-    if plan.model_type != "dinov3_convnext":
+    if not is_convnext:
         options["model_type"] = nncf.ModelType.TRANSFORMER
+    if left:
+        options["ignored_scope"] = nncf.IgnoredScope(patterns=list(left), validate=False)
     with redirect_stdout(io.StringIO()):  # its progress bars
-        quantised = nncf.quantize(
+        return nncf.quantize(
             graph,
-            nncf.Dataset([samples[row : row + 1] for row in range(len(samples))]),
+            nncf.Dataset([images[row : row + 1] for row in range(len(images))]),
             preset=nncf.QuantizationPreset.MIXED,
-            subset_size=len(samples),
+            subset_size=len(images),
             **options,
         )
-    openvino.save_model(quantised, folder / FILE, compress_to_fp16=False)
 
 
 def graph_digest(folder: Path) -> str:
