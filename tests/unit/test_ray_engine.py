@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 from dataclasses import replace
 from functools import partial
@@ -251,14 +252,25 @@ def test_auto_is_what_was_started_on_purpose(
     assert resolved("auto", said.append) == "local"
     assert "one is started on this machine" in said[0]
     (tmp_path / "ray").mkdir()
-    (tmp_path / "ray" / "ray_current_cluster").write_text("10.0.0.1:6379\n")
-    assert resolved("auto", said.append) == "10.0.0.1:6379"
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.2:6379")
-    assert resolved("auto", said.append) == "10.0.0.2:6379"
+    note = tmp_path / "ray" / "ray_current_cluster"
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        address = f"127.0.0.1:{there.getsockname()[1]}"
+        note.write_text(address + "\n")
+        assert resolved("auto", said.append) == address
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        note.unlink()
+        assert resolved("auto", said.append) == resolved(address, said.append) == address
+    with pytest.raises(ConfigurationError, match="nothing listens"):
+        resolved("auto", said.append)
+    monkeypatch.delenv("RAY_ADDRESS")
+    note.write_text(address)  # of a cluster that was killed
+    assert resolved("auto", said.append) == "local"
+    with pytest.raises(ConfigurationError, match="Expected host:port"):
+        resolved("elsewhere", said.append)
     assert resolved("local", said.append) == "local"
     with pytest.raises(ConfigurationError, match="ray job submit"):
         resolved("ray://10.0.0.1:10001", said.append)
-    assert len(said) == 1
+    assert len(said) == 2
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import socket
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     Say = Callable[[str], None]
+
+_REACH_S = 5.0
 
 
 def load_ray(address: str) -> Any:
@@ -47,7 +50,8 @@ def resolved(address: str, say: Say) -> str:
     """What `auto` stands for: `RAY_ADDRESS`, or what `ray start` has noted on this machine, or
     `local`. Ray's own search would also join the private cluster of another program here.
 
-    Raises ConfigurationError for Ray Client's addresses.
+    Raises ConfigurationError for Ray Client's addresses, and where nothing listens: Ray itself
+    would try for minutes, without a word.
     """
     if address.startswith("ray://"):
         raise ConfigurationError(
@@ -55,13 +59,14 @@ def resolved(address: str, say: Say) -> str:
             "Expected auto, local or host:port. Run this on a node of the cluster, such as with "
             "`ray job submit`."
         )
-    if address != "auto":
-        return address
-    if given := os.environ.get("RAY_ADDRESS"):
+    given = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    if given:
+        if given != "local" and not _listens(given):
+            raise _nothing_there(given, "nothing listens")
         return given
     note = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")  # noqa: S108
-    if note.is_file():
-        return note.read_text(encoding="utf-8").strip()
+    if note.is_file() and _listens(noted := note.read_text(encoding="utf-8").strip()):
+        return noted
     say("No Ray cluster runs here: one is started on this machine, for this run.")
     return "local"
 
@@ -82,10 +87,24 @@ def connect(ray: Any, address: str) -> None:
                 ray.init(address=address, **quiet)
     except (ConnectionError, ValueError, RuntimeError) as error:
         first_line = str(error).strip().splitlines()[0][:300]
-        raise ConfigurationError(
-            f"--address {address}: no Ray cluster there ({first_line}). Expected one that runs: "
-            "start it with `ray start`, or use --address local for this machine alone."
-        ) from error
+        raise _nothing_there(address, first_line) from error
+
+
+def _listens(address: str) -> bool:
+    """Whether anything does, at host:port."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_S).close()
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _nothing_there(address: str, found: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"--address {address}: no Ray cluster there ({found}). Expected host:port of one that "
+        "runs: start it with `ray start`, or use --address local for this machine alone."
+    )
 
 
 @contextmanager
