@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 CANDIDATE_COSINE = 0.85
 NEIGHBOURS = 3
 MOST_PRODUCTS = 8e12
-"""Rows times rows times features that are compared: 100,000 x 768. A search of 50,000 took 12 s of CPU."""
+"""Rows times rows times features that are compared: 100,000 x 768; 50,000 took 12 s of CPU."""
 KEPT_PICTURES = 512
 
 
