@@ -158,6 +158,7 @@ def test_weights_beyond_one_file_lie_beside_it(
     names = {path.name for path in done.folder.iterdir()}
     assert names == {"model.onnx", "model.onnx.data", "gate.json", "NOTICE.txt", "README.md"}
     assert done.path.stat().st_size < 250_000 < beside.stat().st_size
+    assert beside.stat().st_mode == done.path.stat().st_mode
     assert done.report["size_bytes"] > beside.stat().st_size
     for name, value in Runner(inside)(images()).items():
         np.testing.assert_array_equal(Runner(done.path)(images())[name], value)

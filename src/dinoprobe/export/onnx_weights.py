@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dinoprobe.files import sync_tree, write_atomic
+from dinoprobe.files import sync_tree, umask, write_atomic
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +39,7 @@ def save(model: Any, path: Path) -> None:
         location=beside.name,
         size_threshold=_LEAST_BYTES,
     )
+    beside.chmod(0o666 & ~umask())  # onnx leaves it to its owner
     sync_tree(path.parent)
 
 
