@@ -109,11 +109,11 @@ $(VENV)/.created:
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.created
-	@echo "==> installing dinoprobe[cpu] in $(VENV) (a minute or more the first time)"
-	@$(PIP) -e '.[cpu]'
+	@echo "==> installing dinoprobe[cpu,serve] in $(VENV) (a minute or more the first time)"
+	@$(PIP) -e '.[cpu,serve]'
 	@touch $@
 
-# The dev extra holds the cpu extra, so `make demo` after `make test` has nothing to install.
+# The dev extra holds both extras, so `make demo` after `make test` has nothing to install.
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/.created
 	@echo "==> installing dinoprobe[dev] in $(VENV) (a minute or two the first time)"
 	@$(PIP) -e '.[dev]'

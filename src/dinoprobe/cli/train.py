@@ -328,7 +328,9 @@ def show_run(console: Console, trained: TrainedRun) -> None:
         what = "label to look at" if len(trained.suspects) == 1 else "labels to look at"
         console.line(f"{len(trained.suspects)} {what}: {trained.path / 'suspects.csv'}")
     console.line(f"Classifier: {trained.path / 'classifier'}")
-    console.line(f"Next: dinoprobe predict {shlex.quote(str(trained.path))} IMAGE ...")
+    run = shlex.quote(str(trained.path))
+    console.line(f"Next: dinoprobe predict {run} IMAGE ...")
+    console.line(f"      dinoprobe open {run}    # a page: look at mistakes, correct labels, refit")
 
 
 def _encoder_line(trained: TrainedRun) -> str:
