@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from dinoprobe.preprocess.decode import decode, open_file
 from dinoprobe.preprocess.formats import image_format
 from dinoprobe.preprocess.quiet import quiet_pillow
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
 THUMBNAIL_PX = 32
@@ -47,6 +46,7 @@ def image_facts(
     image: bytes | npt.NDArray[np.generic], *, bands: tuple[int, ...] | None = None
 ) -> ImageFacts:
     """The facts of one image. Raises ImageError for one that can not be used."""
+    import numpy as np
     from PIL import Image
 
     size = (0, 0)
@@ -79,6 +79,8 @@ def _of_file(data: bytes, kind: str) -> str:
 
 
 def _of_array(image: object) -> str:
+    import numpy as np
+
     array = np.asarray(image)
     if array.dtype != np.uint8:
         return "deep"
