@@ -58,10 +58,7 @@ def test_there_are_commands_to_check() -> None:
         "train",
         "evaluate",
         "predict",
-        "export",
-        "export",
-        "export",
-        "export",
+        *["export"] * 5,
         "embed",
         "embed",
     ]
