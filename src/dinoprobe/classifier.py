@@ -21,7 +21,7 @@ import shutil
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 from dinoprobe.errors import (
     ConfigurationError,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from dinoprobe.encoder import Encoder, EncoderPlace, EncoderReference, Int8
     from dinoprobe.encoder.hub import Transfer
-    from dinoprobe.engine import Encoded
+    from dinoprobe.engine import Encoded, Facts
     from dinoprobe.heads import Abstention, MultiLabelProbe, Novelty, PredictionSets, ProbeBase
 
 FORMAT = "dinoprobe-classifier"
@@ -263,15 +263,35 @@ class ImageClassifier:
         folder = classifier_folder(path)
         config = read_config(folder)
         head = _load_head(folder, config)
-        reference = _find_encoder(folder, config, place, say, transfer)
-        loaded = _load_encoder(folder, config, place, reference, say)
+        encoder = open_saved_encoder(folder, config, place, say=say, transfer=transfer)
+        return cls._with_head(folder, config, encoder, head)
+
+    @classmethod
+    def load_with(cls, path: str | Path, encoder: Encoder | Facts) -> ImageClassifier:
+        """As `load`, with an encoder that is open already. With `Facts`, of one that other
+        processes hold, it classifies features and no images. Raises MismatchError for another one.
+        """
+        folder = classifier_folder(path)
+        config = read_config(folder)
+        _expect("encoder: fingerprint", encoder.fingerprint, config["fingerprint"])
+        head = _load_head(folder, config)
+        return cls._with_head(folder, config, cast("Encoder", encoder), head)
+
+    @classmethod
+    def _with_head(
+        cls,
+        folder: Path,
+        config: dict[str, Any],
+        encoder: Encoder,
+        head: ProbeBase | MultiLabelProbe,
+    ) -> ImageClassifier:
         return cls(
-            loaded,
+            encoder,
             head,
             training=config["training"],
             figures=config["figures"],
             sets=_load_sets(config),
-            novelty=_load_novelty(folder, config, loaded.dimension),
+            novelty=_load_novelty(folder, config, encoder.dimension),
             abstention=_load_abstention(config),
         )
 
@@ -369,6 +389,21 @@ def _load_abstention(config: dict[str, Any]) -> Abstention | None:
     values = config.get("abstention")
     has_novelty = config.get("novelty") is not None
     return None if values is None else Abstention.from_dict(values, has_novelty=has_novelty)
+
+
+def open_saved_encoder(
+    folder: Path,
+    config: dict[str, Any],
+    place: EncoderPlace,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+    transfer: Transfer | None = None,
+) -> Encoder:
+    """The encoder of the classifier in `folder`, whose config.json this is; the folder itself is
+    read only for an encoder that is bundled, or in int8. Raises what `load_at` does.
+    """
+    reference = _find_encoder(folder, config, place, say, transfer)
+    return _load_encoder(folder, config, place, reference, say)
 
 
 def _find_encoder(
@@ -515,6 +550,7 @@ __all__ = [
     "Prediction",
     "Score",
     "classifier_folder",
+    "open_saved_encoder",
     "read_config",
     "training_digest",
 ]

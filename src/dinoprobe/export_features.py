@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dinoprobe.errors import ConfigurationError
-from dinoprobe.files import atomic_writer, save_tensors, to_json, write_atomic
+from dinoprobe.files import atomic_writer, save_tensors, to_json, valid_text, write_atomic
 
 if TYPE_CHECKING:
     import os
@@ -72,7 +72,7 @@ def _write_parquet(features: Features, path: Path) -> tuple[Path, ...]:
     import pyarrow.parquet as pq
 
     columns: dict[str, Any] = {
-        name: pa.array([_text(value) for value in values], pa.string())
+        name: pa.array([valid_text(value) for value in values], pa.string())
         for name, values in _columns(features).items()
     }
     columns["vector"] = pa.FixedSizeListArray.from_arrays(
@@ -99,8 +99,3 @@ def _columns(features: Features) -> dict[str, list[str | None]]:
         "group": list(features.groups),
         "content_hash": list(features.hashes),
     }
-
-
-def _text(value: str | None) -> str | None:
-    """Text that Arrow accepts, also where it came from a name that is not UTF-8."""
-    return None if value is None else value.encode("utf-8", "backslashreplace").decode()

@@ -118,6 +118,11 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         ) from error
 
 
+def valid_text(value: str | None) -> str | None:
+    """Text that Arrow accepts, also where it came from a name that is not UTF-8."""
+    return None if value is None else value.encode("utf-8", "backslashreplace").decode()
+
+
 def save_tensors(
     path: str | os.PathLike[str],
     arrays: Mapping[str, npt.NDArray[Any]],

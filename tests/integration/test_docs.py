@@ -58,6 +58,7 @@ def test_there_are_commands_to_check() -> None:
         "train",
         "evaluate",
         "predict",
+        "predict",
         *["export"] * 5,
         "embed",
         "embed",

@@ -6,18 +6,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
 from dinoprobe.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
     from dinoprobe.cli.console import Console
     from dinoprobe.encoder import Encoder, EncoderSettings
-    from dinoprobe.engine import Estimate, Facts, Flush
+    from dinoprobe.engine import EncoderLike, Estimate, Facts, Flush
     from dinoprobe.engine.pipeline import Auto
     from dinoprobe.ray_engine import Cluster, Job
     from dinoprobe.store import FeatureStore
@@ -82,6 +83,9 @@ CheckpointEvery = Annotated[
 ]
 
 
+Division: TypeAlias = tuple[str, int | None, float | None, int | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What either engine gives. A cluster's features are read back only on demand."""
@@ -119,18 +123,13 @@ class Request:
     store: FeatureStore
     batch_size: Auto | int
     flush: Flush
-    division: tuple[str, int | None, float | None, int | None]
+    division: Division
 
 
-@contextmanager
-def _opened(console: Console, request: Request) -> Iterator[tuple[Cluster, Job, Facts]]:
-    """The cluster with the job for its workers, and what one of them says of the encoder."""
+def _opener(settings: EncoderSettings) -> Callable[[], EncoderLike]:
+    """What each worker opens the encoder by."""
     from dinoprobe.encoder import open_encoder
-    from dinoprobe.engine.pipeline import TIMEOUT_S
-    from dinoprobe.ray_engine import Job, RaySettings, connected
-    from dinoprobe.versions import own_version
 
-    settings = request.settings
     if settings.precision == "int8":
         msg = (
             "--precision int8 with --engine ray: the graph of a dataset is made and judged by one "
@@ -139,15 +138,44 @@ def _opened(console: Console, request: Request) -> Iterator[tuple[Cluster, Job, 
         raise ConfigurationError(msg)
     if Path(settings.name).exists():
         settings = replace(settings, name=str(Path(settings.name).absolute()))
-    with connected(RaySettings(*request.division), console.say) as found:
+    return partial(open_encoder, settings)
+
+
+def _opened(
+    console: Console, request: Request
+) -> AbstractContextManager[tuple[Cluster, Job, Facts]]:
+    """As `opened`, for the encoder of a request."""
+    opener = _opener(request.settings)
+    uri, size, flush = request.store.uri, request.batch_size, request.flush
+    return opened(console, opener, uri, request.division, flush=flush, batch_size=size)
+
+
+@contextmanager
+def opened(
+    console: Console,
+    opener: Callable[[], EncoderLike],
+    store_uri: str,
+    division: Division,
+    *,
+    flush: Flush,
+    batch_size: Auto | int = "auto",
+) -> Iterator[tuple[Cluster, Job, Facts]]:
+    """The cluster with the job for its workers, who open the encoder by `opener`, and what one of
+    them says of it.
+    """
+    from dinoprobe.engine.pipeline import TIMEOUT_S
+    from dinoprobe.ray_engine import Job, RaySettings, connected
+    from dinoprobe.versions import own_version
+
+    with connected(RaySettings(*division), console.say) as found:
         job = Job(
-            open=partial(open_encoder, settings),
+            open=opener,
             cores=found.plan.cpus,
             version=own_version(),
-            store_uri=request.store.uri,
-            batch_size=request.batch_size,
+            store_uri=store_uri,
+            batch_size=batch_size,
             timeout_s=TIMEOUT_S,
-            report_every_s=request.flush.seconds / 2,
+            report_every_s=flush.seconds / 2,
         )
         facts = found.facts(job, console.say)
         yield found, replace(job, fingerprint=facts.fingerprint), facts

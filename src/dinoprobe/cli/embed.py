@@ -92,7 +92,7 @@ def embed(
     console = Console(as_json=as_json, quiet=quiet)
     with console.guarded():
         name, chosen_bands = options.require_encoder(encoder), options.parse_bands(bands)
-        _refuse_overwriting(data, export, failures)
+        options.refuse_overwriting(data, export, failures)
         cluster.check_engine(engine)
         from dinoprobe.datasets import DataSettings
         from dinoprobe.encoder import EncoderSettings
@@ -236,20 +236,6 @@ def _estimated(
         workers=len(set(places)),
         retry_failures=request.flush.retry_failures,
     )
-
-
-def _refuse_overwriting(data: str, *targets: str | None) -> None:
-    from dinoprobe.errors import ConfigurationError
-
-    for target in targets:
-        if target is None:
-            continue
-        if Path(target).resolve() == Path(data).resolve():
-            msg = f"{target}: is what the images are read from. Give another file."
-            raise ConfigurationError(msg)
-        if not Path(target).expanduser().absolute().parent.is_dir():
-            msg = f"{target}: its folder does not exist. Make it, or give another file."
-            raise ConfigurationError(msg)
 
 
 def _document(dataset: Dataset, outcome: Outcome, store: str) -> dict[str, Any]:

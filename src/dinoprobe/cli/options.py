@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -184,6 +185,19 @@ GroupColumn = Annotated[
     str | None,
     typer.Option(help="Column with the group that stays together.", rich_help_panel=_COLUMNS),
 ]
+
+
+def refuse_overwriting(data: str, *targets: str | None) -> None:
+    """Raises ConfigurationError where a target is what is read, or in no folder."""
+    for target in targets:
+        if target is None:
+            continue
+        if Path(target).resolve() == Path(data).resolve():
+            msg = f"{target}: is what the images are read from. Give another file."
+            raise ConfigurationError(msg)
+        if not Path(target).expanduser().absolute().parent.is_dir():
+            msg = f"{target}: its folder does not exist. Make it, or give another file."
+            raise ConfigurationError(msg)
 
 
 def parse_bands(text: str | None) -> tuple[int, ...] | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dinoprobe.cli import options
+from dinoprobe.cli import cluster, kept, options
 from dinoprobe.cli.console import Console, printable
 
 if TYPE_CHECKING:
@@ -43,11 +43,38 @@ def predict(
             "--target-accuracy; 0: always a label).",
         ),
     ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="TABLE",
+            help="Keep the predictions in a .parquet file or a .lance dataset (also at a URI); "
+            "again, only what changed is scored.",
+            rich_help_panel="Output",
+        ),
+    ] = None,
+    all_probabilities: Annotated[
+        bool,
+        typer.Option(
+            "--all-probabilities",
+            help="With --out: those of all classes, too.",
+            rich_help_panel="Output",
+        ),
+    ] = False,
+    store: options.Store = None,
+    path_column: options.PathColumn = None,
     encoder: options.SameEncoder = None,
     device: options.Device = "auto",
     backend: options.Backend = "auto",
     device_map: options.DeviceMap = None,
     max_memory: options.MaxMemory = None,
+    engine: cluster.Engine = "local",
+    address: cluster.Address = "auto",
+    actors: cluster.Actors = None,
+    cpus_per_actor: cluster.CpusPerActor = None,
+    gpus_per_actor: cluster.GpusPerActor = None,
+    checkpoint_every: cluster.CheckpointEvery = 60.0,
     as_json: options.Json = False,
     as_lines: Annotated[
         bool,
@@ -65,10 +92,28 @@ def predict(
     console = Console(as_json=as_json, quiet=quiet)
     with console.guarded():
         _one_format(as_json=as_json, as_lines=as_lines, as_csv=as_csv)
+        cluster.check_engine(engine)
         from dinoprobe.classifier import ImageClassifier
         from dinoprobe.encoder import EncoderPlace
 
         place = EncoderPlace(encoder, device, device_map, max_memory, backend)
+        if out is not None:
+            wanted = kept.Wanted(
+                run=run,
+                place=place,
+                data=kept.one_source(images, is_plain=not (as_lines or as_csv)),
+                path_column=path_column,
+                out=out,
+                store=store,
+                scoring=(top_k, abstain_below, all_probabilities),
+                seconds=checkpoint_every,
+                division=(address, actors, gpus_per_actor, cpus_per_actor),
+            )
+            console.strict(kept.predict(console, wanted, on_ray=engine == "ray"), asked=strict)
+            return
+        kept.refuse_without_out(
+            store=store, path_column=path_column, engine=engine, all_probabilities=all_probabilities
+        )
         classifier = ImageClassifier.load_at(
             run, place, say=console.say, transfer=console.transfer()
         )

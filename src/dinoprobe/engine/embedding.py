@@ -112,6 +112,19 @@ def embed(
     StoreError, EncoderError, MismatchError and ConfigurationError.
     """
 
+    read = reader_of(encoder, batch_size=batch_size, workers=workers, timeout_s=timeout_s)
+    return embed_by(read, dataset, encoder, store=store, progress=progress, flush=flush)
+
+
+def reader_of(
+    encoder: EncoderLike,
+    *,
+    batch_size: int | Auto = "auto",
+    workers: int | Auto = "auto",
+    timeout_s: float | None = TIMEOUT_S,
+) -> Reader:
+    """The pipeline of this process as a `Reader`."""
+
     def read(samples: Sequence[Sample], ledger: Ledger) -> Generator[Result, None, None]:
         return run(
             samples,
@@ -122,7 +135,7 @@ def embed(
             timeout_s=timeout_s,
         )
 
-    return embed_by(read, dataset, encoder, store=store, progress=progress, flush=flush)
+    return read
 
 
 def embed_by(
@@ -136,23 +149,17 @@ def embed_by(
 ) -> Embedding:
     """As `embed`, with the images read and encoded by `read`, as `encoder` describes it."""
     started = time.perf_counter()
-    place, kind = store or MemoryStore(), row_kind(encoder)
-    buffer = RowBuffer(place, kind)
-    ledger = Ledger(dataset, kind, place, flush, buffer.commit)
-    progress = progress or NoProgress()
-    samples = ledger.open()
-    progress.start(len(dataset), len(ledger.hashes))
-    progress.advance(0, len(ledger.failures))
+    filling = Filling(read, dataset, encoder, store or MemoryStore(), progress, flush)
+    ledger, samples = filling.ledger, filling.begin()
     for _ in range(PASSES):
-        _work_off(samples, read, ledger, buffer, progress)
+        filling.work_off(samples)
         rows = read_rows(ledger, encoder)
         samples = ledger.take_back(frozenset(rows.position))
         if not samples:
             break
     else:
         raise lost_rows(samples)
-    ledger.tidy()
-    progress.finish()
+    filling.finish()
     summary = ledger.summary()
     return Embedding(
         features=features_of(ledger, encoder, rows),
@@ -175,26 +182,54 @@ def write_failures(path: str | os.PathLike[str], failures: Iterable[Failure]) ->
     write_atomic(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
-def _work_off(
-    samples: Sequence[Sample],
-    read: Reader,
-    ledger: Ledger,
-    buffer: RowBuffer,
-    progress: Progress,
-) -> None:
-    if not samples:
-        ledger.flush()
-        return
-    with closing(read(samples, ledger)) as results:
-        try:
-            for loaded, row in results:
-                if row is not None and loaded.content_hash is not None:
-                    buffer.add(loaded.content_hash, row)
-                ledger.add(loaded, encoded=row is not None)
-                failed = loaded.failure is not None
-                progress.advance(int(not failed), int(failed))
-        finally:
-            ledger.flush()
+@final
+class Filling:
+    """One run of the engine into a store, for who reads the rows back himself: `begin`, `work_off`
+    what it gave and what `ledger.take_back` finds missing, `finish`.
+    """
+
+    def __init__(
+        self,
+        read: Reader,
+        dataset: Dataset,
+        encoder: Described,
+        store: RowStore,
+        progress: Progress | None = None,
+        flush: Flush = _FLUSH,
+    ) -> None:
+        kind = row_kind(encoder)
+        self._read = read
+        self._buffer = RowBuffer(store, kind)
+        self._progress = progress or NoProgress()
+        self.ledger = Ledger(dataset, kind, store, flush, self._buffer.commit)
+
+    def begin(self) -> list[Sample]:
+        """The samples that are left to do."""
+        samples = self.ledger.open()
+        self._progress.start(len(self.ledger.dataset), len(self.ledger.hashes))
+        self._progress.advance(0, len(self.ledger.failures))
+        return samples
+
+    def work_off(self, samples: Sequence[Sample]) -> None:
+        """Read and encode these; what is finished is committed, also on an error."""
+        if not samples:
+            self.ledger.flush()
+            return
+        with closing(self._read(samples, self.ledger)) as results:
+            try:
+                for loaded, row in results:
+                    if row is not None and loaded.content_hash is not None:
+                        self._buffer.add(loaded.content_hash, row)
+                    self.ledger.add(loaded, encoded=row is not None)
+                    failed = loaded.failure is not None
+                    self._progress.advance(int(not failed), int(failed))
+            finally:
+                self.ledger.flush()
+
+    def finish(self) -> None:
+        """Tidy the store up."""
+        self.ledger.tidy()
+        self._progress.finish()
 
 
 @final

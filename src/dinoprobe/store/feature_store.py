@@ -13,6 +13,7 @@ from dinoprobe.errors import ConfigurationError
 from dinoprobe.files import user_cache
 from dinoprobe.mapped import mapped
 from dinoprobe.store.commits import (
+    PAGE_BYTES,
     append_staged,
     append_table,
     compact_dataset,
@@ -36,6 +37,7 @@ from dinoprobe.store.tables import (
     matching,
     prefixes,
     scanned,
+    sound_blocks,
     stored_parts,
     verified,
 )
@@ -103,6 +105,21 @@ class FeatureStore:
             few = self.folder is not None
             batches = _read(dataset, positions, columns(parts), 4 * length if few else None)
             return collect(batches, parts, wanted, X)
+
+    def blocks(
+        self, fingerprint: str, hashes: Iterable[str], *, parts: Sequence[str] = WHOLE
+    ) -> Iterator[tuple[list[str], npt.NDArray[np.float32]]]:
+        """As `get`, block by block and in the order of the store: content hashes and features
+        `(n, d)` of about 6 MiB. Memory does not grow with the rows, but for 32 bytes a hash.
+        """
+        path, wanted = self._features(fingerprint), {digest(name) for name in hashes}
+        with reported(path):
+            dataset = open_dataset(path)
+            length = dimension(dataset, parts)
+            if dataset is not None and wanted and length:
+                positions = matching(*prefixes(dataset, parts), wanted)
+                batches = _read(dataset, positions, columns(parts), 4 * length)
+                yield from sound_blocks(batches, parts, wanted)
 
     def scan(
         self, fingerprint: str, *, parts: Sequence[str] = WHOLE
@@ -262,12 +279,13 @@ def _read(
     """Batches with at least the rows at these positions: a scan where it is most of them, which
     is 2.4 times as fast as picking. By pages where rows of `row_bytes` must not fill memory.
     """
+    size = _TAKE_ROWS if row_bytes is None else max(1, PAGE_BYTES // row_bytes)
     if len(positions) * 3 > dataset.count_rows():
         if row_bytes is None:
             yield from dataset.to_batches(columns=names)
         else:
             yield from paged(dataset, names, row_bytes)
         return
-    for start in range(0, len(positions), _TAKE_ROWS):
-        chosen = positions[start : start + _TAKE_ROWS].tolist()
+    for start in range(0, len(positions), size):
+        chosen = positions[start : start + size].tolist()
         yield from dataset.take(chosen, columns=names).to_batches()

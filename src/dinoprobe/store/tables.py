@@ -8,7 +8,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, final
 
 from dinoprobe.errors import ConfigurationError, MismatchError, NonFiniteError, StoreError
-from dinoprobe.files import to_json
+from dinoprobe.files import to_json, valid_text
 from dinoprobe.store.commits import FORMAT, FORMAT_KEY
 from dinoprobe.store.values import Entry, Rows, Verification
 from dinoprobe.types import Stamp
@@ -182,20 +182,34 @@ def collect(
     batches: Iterable[Any], parts: Sequence[str], wanted: set[bytes], X: npt.NDArray[np.float32]
 ) -> Rows:
     """The first row of each wanted hash in which all of these parts are sound, written into X."""
+    index: dict[str, int] = {}
+    for names, rows in sound_blocks(batches, parts, wanted):
+        X[len(index) : len(index) + len(rows)] = rows
+        index.update(zip(names, range(len(index), len(index) + len(rows)), strict=True))
+    return Rows(index, X[: len(index)])
+
+
+def sound_blocks(
+    batches: Iterable[Any], parts: Sequence[str], wanted: set[bytes]
+) -> Iterator[tuple[list[str], npt.NDArray[np.float32]]]:
+    """Hashes and features `(n, d)` of each batch: the first row of each wanted hash in which all of
+    these parts are sound.
+    """
     import numpy as np
 
-    index: dict[bytes, int] = {}
+    seen: set[bytes] = set()
     for batch in batches:
         digests: list[bytes] = batch.column(_HASH).to_pylist()
         values, sound = zip(*(_sound_rows(batch, part, digests) for part in parts), strict=True)
         usable = np.logical_and.reduce(sound)
-        first, chosen = len(index), []
+        chosen = []
         for row, name in enumerate(digests):
-            if usable[row] and name in wanted and name not in index:
+            if usable[row] and name in wanted and name not in seen:
                 chosen.append(row)
-                index[name] = len(index)
-        X[first : len(index)] = np.concatenate([part[chosen] for part in values], axis=1)
-    return Rows({name.hex(): row for name, row in index.items()}, X[: len(index)])
+                seen.add(name)
+        if chosen:
+            X = np.concatenate([part[chosen] for part in values], axis=1)
+            yield [digests[row].hex() for row in chosen], X
 
 
 def scanned(
@@ -279,7 +293,7 @@ def manifest_table(entries: Sequence[Entry]) -> Any:
 
     texts = ("key", "label", "split", "group", "failure_kind", "failure_reason")
     columns: dict[str, list[Any]] = {
-        name: [_text(getattr(entry, name)) for entry in entries] for name in texts
+        name: [valid_text(getattr(entry, name)) for entry in entries] for name in texts
     }
     columns["size_bytes"] = [entry.stamp and entry.stamp.size_bytes for entry in entries]
     columns["mtime_ns"] = [entry.stamp and entry.stamp.mtime_ns for entry in entries]
@@ -291,11 +305,6 @@ def manifest_table(entries: Sequence[Entry]) -> Any:
     fields += [pa.field("size_bytes", pa.int64()), pa.field("mtime_ns", pa.int64())]
     fields += [pa.field("content_hash", pa.binary(32)), pa.field("more_frames", pa.bool_())]
     return pa.table(columns, schema=pa.schema(fields, metadata={FORMAT_KEY: FORMAT}))
-
-
-def _text(value: str | None) -> str | None:
-    """Text that Arrow accepts, also where it came from a name that is not UTF-8."""
-    return None if value is None else value.encode("utf-8", "backslashreplace").decode()
 
 
 def entries_of(table: Any) -> dict[str, Entry]:
