@@ -197,3 +197,11 @@ def test_the_data_check_is_timed_and_finds_what_is_planted(
     assert found["seconds"] > 0
     assert found["cpu_seconds"] > 0
     assert json.dumps(found)
+
+
+def test_scoring_from_a_store_is_timed(script: Callable[[str], ModuleType]) -> None:
+    for kind in ("parquet", "lance"):
+        found = script("predict_table").measure(300, 8, 3, kind)
+        assert set(found["seconds"]) == {"all", "nothing", "one_percent"}
+        assert min(found["seconds"].values()) > 0
+        assert found["share_of_head"] == found["head_seconds"] / found["seconds"]["all"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _BATCH_ROWS = 8192
 _GROUP_ROWS = 1 << 16
 _GROUP_BYTES = 16 << 20
+_OF_LANCE = {"data", "_versions", "_transactions"}
 
 
 class Table(ABC):
@@ -99,6 +100,8 @@ class ParquetTable(Table):
 class LanceTable(Table):
     """A dataset at a path or an object-store URI."""
 
+    _version = 0
+
     def terms(self) -> dict[str, Any] | None:
         """As `Table` says."""
         dataset = self._dataset()
@@ -107,7 +110,9 @@ class LanceTable(Table):
     def states(self) -> dict[str, State]:
         """As `Table` says."""
         with _reported(self.place):
-            return _states(self._dataset().to_batches(columns=STATE_COLUMNS))
+            dataset = self._dataset()
+            self._version = dataset.version
+            return _states(dataset.to_batches(columns=STATE_COLUMNS))
 
     def replace(self, schema: Any, batches: Iterator[Any]) -> None:
         """As `Table` says."""
@@ -132,8 +137,20 @@ class LanceTable(Table):
             operation = lance.LanceOperation.Update(
                 removed_fragment_ids=removed, updated_fragments=updated, new_fragments=new
             )
+            self._refuse_other_version()
             done = lance.LanceDataset.commit(dataset, operation, read_version=dataset.version)
+        with suppress(OSError, RuntimeError):  # the rows are there all the same
             compact_dataset(done)
+
+    def _refuse_other_version(self) -> None:
+        """Raises WriteError where another run was faster, for both may have a row for one key."""
+        version = self._dataset().version
+        if version != self._version:
+            raise WriteError(
+                f"{self.place}: is at version {version}, expected {self._version}, which this run "
+                "has read: somebody changed it meanwhile. It is left as that one wrote it. Run "
+                "again: features that were computed are in the store."
+            )
 
     def _dataset(self) -> Any:
         """The dataset, or None where there is none. Raises FormatError for something else."""
@@ -142,7 +159,7 @@ class LanceTable(Table):
         except ValueError as error:
             if "was not found" not in str(error):
                 raise _foreign(self.place, str(error)) from error
-        if "://" not in self.place and Path(self.place).exists():
+        if "://" not in self.place and not _is_unfinished(Path(self.place)):
             raise _foreign(self.place, "not a Lance dataset")
         return None
 
@@ -186,6 +203,13 @@ def _foreign(place: str, why: str) -> FormatError:
         f"{place}: {' '.join(why.split())[:200]}. Expected nothing there, or a table that "
         "`dinoprobe predict --out` wrote. It is left as it is: give another place."
     )
+
+
+def _is_unfinished(folder: Path) -> bool:
+    """Whether nothing is here, or what Lance leaves where the first commit was not reached."""
+    if not folder.is_dir():
+        return not folder.exists()
+    return {path.name for path in folder.iterdir()} <= _OF_LANCE
 
 
 def _states(batches: Iterable[Any]) -> dict[str, State]:
