@@ -25,9 +25,9 @@ from dinoprobe.bench.embed import random_weights
 from dinoprobe.bench.synthetic import write_photos
 from dinoprobe.datasets import open_dataset
 from dinoprobe.encoder import EncoderSettings, open_encoder
-from dinoprobe.engine import Flush, embed
+from dinoprobe.engine import Facts, Flush, embed
 from dinoprobe.processor import usable_cores
-from dinoprobe.ray_engine import Cluster, Facts, Job, RaySettings, connected, embed_on_ray
+from dinoprobe.ray_engine import Cluster, Job, RaySettings, connected, embed_on_ray
 from dinoprobe.store import FeatureStore
 from dinoprobe.versions import own_version
 
