@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -123,7 +124,7 @@ def test_doubtful_labels_are_corrected_by_keys_and_refitted(
 ) -> None:
     page = visit(process).page()
     chip = page.get_by_role("group", name="Kinds of findings").locator("[aria-current=true]")
-    assert chip.inner_text().split() == ["Doubtful", "labels", "2"]
+    playwright_api.expect(chip).to_have_text(re.compile(r"Doubtful labels\s*2"))
     page.keyboard.press("Enter")
     playwright_api.expect(page.locator(".where")).to_contain_text("2 of 2")
     page.keyboard.press("3")
@@ -192,7 +193,7 @@ def test_saving_makes_a_run_with_the_corrected_labels(
     assert {k: row["split"] for k, row in rows.items()} == {
         k: row["split"] for k, row in before.items()
     }
-    assert "--labels" in saved.inner_text()
+    playwright_api.expect(saved).to_contain_text("--labels")
     done = CliRunner().invoke(app, ["evaluate", str(new)])
     assert done.exit_code == 0, done.output
 
@@ -278,7 +279,7 @@ def test_a_cell_of_the_matrix_opens_its_images_and_is_in_the_address(
     page.get_by_role("button", name="5 images of red taken for red").click()
     images = page.get_by_role("region", name="red, taken for red:")
     playwright_api.expect(images.locator(".tile")).to_have_count(5)
-    assert "label=red&said=red" in page.url
+    playwright_api.expect(page).to_have_url(re.compile("label=red&said=red"))
     again = visitor.page(page.url.split("#")[1])
     playwright_api.expect(again.locator(".tile")).to_have_count(5)
     again.keyboard.press("Escape")
@@ -296,8 +297,10 @@ def test_the_threshold_answers_less_and_is_in_the_address(
     page.keyboard.press("End")
     playwright_api.expect(words).not_to_contain_text("100.0 % answered")
     page.keyboard.press("ArrowLeft")
-    assert "from=99" in page.url
-    assert page.get_by_role("img", name="Reliability").locator("circle").count() > 0
+    playwright_api.expect(page).to_have_url(re.compile("from=99"))
+    playwright_api.expect(
+        page.get_by_role("img", name="Reliability").locator("circle").first
+    ).to_be_attached()
 
 
 def test_a_lasso_selects_images_to_label_together(run: Path, process: Process, visit: Any) -> None:
@@ -333,7 +336,7 @@ def test_a_point_shows_its_image_and_the_map_its_colours(
     playwright_api.expect(page.locator(".legend")).to_contain_text("train")
     page.get_by_label("Colour").select_option("error")
     playwright_api.expect(page.locator(".legend")).to_contain_text("wrong")
-    assert "by=error" in page.url
+    playwright_api.expect(page).to_have_url(re.compile("by=error"))
     playwright_api.expect(page.locator(".row .note")).to_have_text("60 images")
     place = page.locator("canvas").evaluate(
         "c => c.cloud.at(0).map((v) => v * c.clientWidth / c.width)"
@@ -355,7 +358,7 @@ def test_two_runs_are_compared(run: Path, process: Process, visit: Any) -> None:
     shutil.copytree(run, run.parent / "other")
     page = visit(process).page("runs")
     playwright_api.expect(page.locator(".finding")).to_contain_text("the same 15 images")
-    assert "other=other" in page.url
+    playwright_api.expect(page).to_have_url(re.compile("other=other"))
     playwright_api.expect(page.locator("main code")).to_contain_text("dinoprobe compare")
 
 
